@@ -1,0 +1,55 @@
+"""What a job is, and what happens to it as its client sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from fleet.net.messages import Delta, Finished, InferRequest
+
+Policy = Literal["never", "prefer", "require"]
+OnInterrupt = Literal["error", "resume"]
+
+POLICIES: tuple[Policy, ...] = ("never", "prefer", "require")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request of a local client. `model_asked` is what the client wrote; `request.job` is the id in every log."""
+
+    request: InferRequest
+    policy: Policy = "prefer"
+    on_interrupt: OnInterrupt = "error"
+
+
+@dataclass(frozen=True)
+class Routed:
+    """Where the job runs, known before its first token.
+
+    `peer_id` and `name` are the box that serves; `route` is one line a candidate: `NAME=verdict`, in the order they
+    were considered, the served one last.
+    """
+
+    peer_id: str
+    name: str
+    local: bool
+    model: str
+    model_hash: str
+    prompt_tokens: int
+    route: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The serving box failed in mid-stream and another continues the text, because the client opted in."""
+
+    from_name: str
+    routed: Routed
+
+
+#: What a job's client sees, in order: Routed, then any number of Delta (and Resumed), then one Finished.
+JobEvent = Routed | Resumed | Delta | Finished
+
+#: Called with each event; awaiting it is the backpressure. Raising or being cancelled ends the job everywhere.
+Emit = Callable[[JobEvent], Awaitable[None]]

@@ -1,0 +1,169 @@
+"""The typed messages two boxes exchange over a link, with every limit a decoder enforces.
+
+Bodies are CBOR maps validated here before anything else looks at them. Unknown keys are ignored, so that an older
+box can talk to a newer one; unknown values of a closed set are refused.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from fleet.errors import MessageError
+
+MAX_MODEL_NAME: Final = 256
+MAX_PROMPT_BYTES: Final = 1024 * 1024
+MAX_MESSAGES: Final = 1024
+MAX_STOPS: Final = 16
+MAX_ROUTE: Final = 16
+
+#: RPC method names, spelled once.
+METHOD_INFER: Final = "infer"
+NOTIFY_PRESENCE: Final = "presence"
+
+PeerIdText = Annotated[str, Field(min_length=1, max_length=128)]
+ModelName = Annotated[str, Field(min_length=1, max_length=MAX_MODEL_NAME)]
+ModelHash = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+JobId = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._:-]+$")]
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", str_max_length=MAX_PROMPT_BYTES)
+
+
+class Hello(_Wire):
+    """First message on a link, both ways: who I am in words, and how I am right now."""
+
+    name: str = Field(max_length=64)
+    version: str = Field(max_length=32)
+    presence: Presence
+
+
+class ModelPresence(_Wire):
+    """One model a box holds. Rates are tokens per second, None until measured; `queued` counts waiting jobs."""
+
+    hash: ModelHash
+    name: ModelName
+    state: Literal["idle", "loading", "loaded", "failed"]
+    context_tokens: int = Field(ge=0, le=1 << 30)
+    decode_rate: float | None = Field(default=None, ge=0, le=1e6, allow_inf_nan=False)
+    prefill_rate: float | None = Field(default=None, ge=0, le=1e7, allow_inf_nan=False)
+    running: int = Field(default=0, ge=0, le=1 << 20)
+    queued: int = Field(default=0, ge=0, le=1 << 20)
+    slots: int = Field(default=1, ge=1, le=1 << 16)
+
+
+class Presence(_Wire):
+    """A box's ephemeral load, sent on connect, every 10 s and on change; believed only about its sender.
+
+    `seq` grows by one with each message of a process; `cpu` and `memory` are fractions in use, 0 to 1.
+    """
+
+    v: Literal[1] = 1
+    seq: int = Field(ge=0, le=1 << 53)
+    name: str = Field(max_length=64)
+    version: str = Field(max_length=32)
+    state: Literal["serving", "draining"] = "serving"
+    models: tuple[ModelPresence, ...] = Field(default=(), max_length=256)
+    cpu: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
+    memory: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
+
+
+class ChatMessage(_Wire):
+    """One turn of a chat; `content` is plain text."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str
+
+
+class Sampling(_Wire):
+    """How tokens are chosen. `max_tokens` None means up to the end of the context; temperature 0 is greedy."""
+
+    max_tokens: int | None = Field(default=None, ge=1, le=1 << 30)
+    temperature: float = Field(default=0.8, ge=0, le=2, allow_inf_nan=False)
+    top_p: float = Field(default=0.95, gt=0, le=1, allow_inf_nan=False)
+    seed: int | None = Field(default=None, ge=0, le=(1 << 32) - 1)
+    stop: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = Field(default=(), max_length=MAX_STOPS)
+
+
+class InferRequest(_Wire):
+    """A job as it is run: by this box's engine, or by a peer's.
+
+    `model` is a content hash or a name, never a path or URL. Exactly one of `messages` (kind chat) and `prompt` (kind
+    completion) is used. `prefix` is assistant text that already exists and is continued, not repeated. `route` lists
+    the PeerIDs the job has passed through, the asking box first: a box that finds itself there refuses, and a box
+    that receives a job from a peer never forwards it.
+    """
+
+    v: Literal[1] = 1
+    job: JobId
+    kind: Literal["chat", "completion"]
+    model: ModelName
+    messages: tuple[ChatMessage, ...] = Field(default=(), max_length=MAX_MESSAGES)
+    prompt: str = ""
+    prefix: str = ""
+    sampling: Sampling = Sampling()
+    route: tuple[PeerIdText, ...] = Field(default=(), max_length=MAX_ROUTE)
+    traceparent: str | None = Field(default=None, max_length=64)
+
+
+class Started(_Wire):
+    """The job has been admitted and its prompt tokenised."""
+
+    type: Literal["started"] = "started"
+    model: ModelName
+    hash: ModelHash
+    prompt_tokens: int = Field(ge=0)
+
+
+class Delta(_Wire):
+    """Text that became final with one token; `tokens` counts those generated since the last delta (0 < tokens)."""
+
+    type: Literal["delta"] = "delta"
+    text: str = Field(max_length=64 * 1024)
+    tokens: int = Field(default=1, ge=0)
+
+
+class Finished(_Wire):
+    """The job's end. Times in milliseconds as the engine measured them: prefill, then decode of all tokens."""
+
+    type: Literal["finished"] = "finished"
+    reason: Literal["stop", "length"]
+    prompt_tokens: int = Field(ge=0)
+    completion_tokens: int = Field(ge=0)
+    prefill_ms: float = Field(ge=0, allow_inf_nan=False)
+    decode_ms: float = Field(ge=0, allow_inf_nan=False)
+
+
+InferEvent = Annotated[Started | Delta | Finished, Field(discriminator="type")]
+_INFER_EVENT: Final[TypeAdapter[Started | Delta | Finished]] = TypeAdapter(InferEvent)
+
+Hello.model_rebuild()
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def parse(kind: type[M], body: object) -> M:
+    """Validate a decoded body as `kind`.
+
+    Raises MessageError naming the first offending field; the offending value itself is never echoed.
+    """
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        raise MessageError(_first_problem(kind.__name__, error)) from None
+
+
+def parse_infer_event(body: object) -> Started | Delta | Finished:
+    """Validate a decoded body as one event of an infer call; raises MessageError as `parse` does."""
+    try:
+        return _INFER_EVENT.validate_python(body)
+    except ValidationError as error:
+        raise MessageError(_first_problem("event", error)) from None
+
+
+def _first_problem(kind: str, error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or kind
+    return f"{kind}: {where}: {first['msg']}"
