@@ -1,0 +1,89 @@
+"""The configuration of one agent: every key, its unit, its default and its bounds.
+
+Reading a file, and saying where in it an error stands, is `agent.config_file`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class AllowedKey(_Section):
+    """A box that may connect: its PeerID, and the name people know it by."""
+
+    key: str = Field(min_length=1, max_length=128)
+    name: str = Field(default="", max_length=64)
+
+
+class NetConfig(_Section):
+    """The peer-to-peer side. `peers` are multiaddrs that end in /p2p/PEERID; unknown keys are always refused."""
+
+    listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/4210",)
+    peers: tuple[str, ...] = ()
+    allow: tuple[AllowedKey, ...] = ()
+    mdns: bool = True
+
+
+class HttpConfig(_Section):
+    """The HTTP endpoint. An address other than loopback needs `api_key_file` (one key a line, mode 0600)."""
+
+    listen: str = "127.0.0.1:8420"
+    api_key_file: Path | None = None
+
+
+class ModelConfig(_Section):
+    """A model this box holds. `name` defaults to the file's stem, lower case."""
+
+    path: Path
+    name: str | None = Field(default=None, min_length=1, max_length=256)
+
+
+class EngineConfig(_Section):
+    """How models are run. `threads` None takes all cores, less one where there are more than two."""
+
+    context_tokens: int = Field(default=4096, ge=64, le=1 << 20)
+    threads: int | None = Field(default=None, ge=1, le=512)
+    gpu_layers: int = Field(default=0, ge=-1, le=10_000)
+    max_queue: int = Field(default=32, ge=0, le=10_000)
+    preload: bool = True
+    load_timeout: Seconds = 120.0
+
+
+class TimeoutsConfig(_Section):
+    """Deadlines in seconds. `drain` is how long running jobs may finish after SIGTERM."""
+
+    connect: Seconds = 3.0
+    first_token: Seconds = 30.0
+    inter_token: Seconds = 10.0
+    total: Seconds = 600.0
+    drain: Seconds = 20.0
+
+
+class LogConfig(_Section):
+    """Where the agent's own logs go: standard error, human on a terminal, JSON otherwise (`auto`)."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "human", "json"] = "auto"
+
+
+class Config(_Section):
+    """The whole configuration. Relative paths are relative to the file that names them."""
+
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    state_dir: Path = Path("/var/lib/shoal")
+    seed_file: Path | None = None
+    net: NetConfig = NetConfig()
+    http: HttpConfig = HttpConfig()
+    models: tuple[ModelConfig, ...] = ()
+    engine: EngineConfig = EngineConfig()
+    timeouts: TimeoutsConfig = TimeoutsConfig()
+    log: LogConfig = LogConfig()
