@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from agent.routing.decide import Policy
 from fleet.net.messages import Delta, Finished, InferRequest
 
-Policy = Literal["never", "prefer", "require"]
 OnInterrupt = Literal["error", "resume"]
 
 POLICIES: tuple[Policy, ...] = ("never", "prefer", "require")

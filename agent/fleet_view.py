@@ -1,0 +1,220 @@
+"""The fleet as this box sees it: links, presence and its own engine, in the terms that jobs and the API use."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import psutil
+import structlog
+import trio
+
+from agent.engine.pool import EnginePool, HeldModel
+from agent.jobs.watch import EngineEmit
+from agent.routing.decide import LocalState, PeerState
+from fleet.errors import MessageError, RemoteError
+from fleet.gossip.presence import INTERVAL, PresenceTable
+from fleet.net.link import Link
+from fleet.net.messages import (
+    METHOD_INFER,
+    NOTIFY_PRESENCE,
+    Hello,
+    InferRequest,
+    ModelPresence,
+    Presence,
+    parse,
+    parse_infer_event,
+)
+from fleet.net.node import Node, NodeEvents
+
+log = structlog.get_logger("shoal.fleet")
+
+#: Changes that follow one another faster than this are sent as one presence (seconds).
+_COALESCE = 0.2
+
+
+class FleetView:
+    """What this box knows of itself and of its neighbours. Implements `agent.jobs.neighbourhood.Neighbourhood`."""
+
+    def __init__(self, name: str, version: str, names: dict[str, str], draining: Callable[[], bool]) -> None:
+        self.name = name
+        self.refused: Counter[str] = Counter()
+        self.presence = PresenceTable()
+        self.pool: EnginePool
+        self.node: Node
+        self._version = version
+        self._configured_names = names
+        self._draining = draining
+        self._seq = 0
+        self._changed = trio.Event()
+        self._own_change = trio.Event()
+        self._cpu = 0.0
+
+    @property
+    def peer_id(self) -> str:
+        """This box's PeerID."""
+        return self.node.peer_id
+
+    def events(self) -> NodeEvents:
+        """The callbacks that keep this view up to date."""
+        return NodeEvents(up=self._up, down=self._down, notify=self._notified)
+
+    # --- what jobs ask ---------------------------------------------------------------------------------------------
+
+    def local_state(self, model: str) -> LocalState:
+        """This box's own holding of `model`."""
+        held = self.pool.find(model)
+        return LocalState(self.peer_id, self.name, _model_presence(held) if held else None)
+
+    def peer_states(self, model: str) -> Sequence[PeerState]:
+        """Every peer that ever spoke to this process, and every configured one that has not."""
+        now = trio.current_time()
+        states = []
+        for peer_id, seen in self.presence.all().items():
+            link = self.node.link(peer_id)
+            states.append(
+                PeerState(
+                    peer_id=peer_id,
+                    name=seen.presence.name,
+                    connected=link is not None,
+                    age=now - seen.at,
+                    draining=seen.presence.state == "draining",
+                    model=_find(seen.presence, model),
+                    rtt=link.rtt if link else None,
+                )
+            )
+        known = {state.peer_id for state in states}
+        states += [
+            PeerState(n.peer_id, self.name_of(n.peer_id), connected=False, age=0.0, draining=False, model=None)
+            for n in self.node.neighbours()
+            if n.peer_id not in known
+        ]
+        return states
+
+    def known_models(self) -> Sequence[str]:
+        """Names of all models held here or by connected peers, sorted."""
+        names = {held.name for held in self.pool.models()}
+        for link in self.node.links():
+            seen = self.presence.last(link.peer_id)
+            names |= {model.name for model in seen.presence.models} if seen else set()
+        return sorted(names)
+
+    def unheard(self) -> Sequence[str]:
+        """Names of neighbours that are down now: what they hold may be more than is known."""
+        return [self.name_of(n.peer_id) for n in self.node.neighbours() if self.node.link(n.peer_id) is None]
+
+    def dial_now(self) -> None:
+        """Dial neighbours that are down without waiting for their turn."""
+        self.node.dial_now()
+
+    async def wait_change(self) -> None:
+        """Return when a peer comes, goes or says something new."""
+        await self._changed.wait()
+
+    async def infer(self, peer_id: str, request: InferRequest, emit: EngineEmit) -> None:
+        """Run a request on a peer; nothing of it but the InferRequest itself leaves this box.
+
+        Raises RemoteError with the peer's code, PeerUnreachableError when there is no link or it breaks. Cancelling
+        it tells the peer to stop.
+        """
+        link = self.node.link(peer_id)
+        if link is None:
+            raise RemoteError("peer_unreachable", "not connected", retryable=True)
+
+        async def on_event(body: object) -> None:
+            try:
+                event = parse_infer_event(body)
+            except MessageError:
+                self.refused["bad_event"] += 1
+                raise
+            await emit(event)
+
+        sent = request.model_copy(update={"route": (self.peer_id,)})
+        await link.call(METHOD_INFER, sent.model_dump(mode="json", exclude_none=True), on_event)
+
+    def name_of(self, peer_id: str) -> str:
+        """What people call a box: what it says of itself, else what the configuration calls it, else its key's end."""
+        seen = self.presence.last(peer_id)
+        return (seen.presence.name if seen else "") or self._configured_names.get(peer_id, "") or f"…{peer_id[-8:]}"
+
+    # --- presence --------------------------------------------------------------------------------------------------
+
+    def own_presence(self) -> Presence:
+        """This box's presence as it stands, with the next sequence number."""
+        self._seq += 1
+        return Presence(
+            seq=self._seq,
+            name=self.name,
+            version=self._version,
+            state="draining" if self._draining() else "serving",
+            models=tuple(_model_presence(held) for held in self.pool.models() if held.hash),
+            cpu=self._cpu,
+            memory=min(1.0, psutil.virtual_memory().percent / 100),
+        )
+
+    def hello(self) -> Hello:
+        """What this box says first on a new link."""
+        return Hello(name=self.name, version=self._version, presence=self.own_presence())
+
+    def note_own_change(self) -> None:
+        """What this box holds or how busy it is has changed: say so soon."""
+        self._own_change.set()
+        self._note_change()
+
+    async def run(self) -> None:
+        """Send presence to every neighbour each 10 s and soon after each change, until cancelled."""
+        psutil.cpu_percent(interval=None)
+        while True:
+            with trio.move_on_after(INTERVAL):
+                await self._own_change.wait()
+                await trio.sleep(_COALESCE)
+            self._own_change = trio.Event()
+            self._cpu = min(1.0, psutil.cpu_percent(interval=None) / 100)
+            if self.node.links():
+                self.node.broadcast(NOTIFY_PRESENCE, self.own_presence().model_dump(mode="json"))
+
+    def _up(self, link: Link) -> None:
+        self.presence.greet(link.peer_id, link.hello.presence, trio.current_time())
+        self._note_change()
+
+    def _down(self, link: Link) -> None:
+        self._note_change()
+
+    def _notified(self, link: Link, topic: str, body: object) -> None:
+        if topic != NOTIFY_PRESENCE:
+            return  # a newer box may tell more than this one understands
+        if self.presence.update(link.peer_id, parse(Presence, body), trio.current_time()):
+            self._note_change()
+        else:
+            self.refused["replayed_presence"] += 1
+
+    def _note_change(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+
+def _model_presence(held: HeldModel) -> ModelPresence:
+    return ModelPresence(
+        hash=held.hash,
+        name=held.name,
+        state=held.state,
+        context_tokens=held.context_tokens,
+        decode_rate=held.decode_rate,
+        prefill_rate=held.prefill_rate,
+        running=held.running,
+        queued=held.queued,
+        slots=held.slots,
+    )
+
+
+def _find(presence: Presence, model: str) -> ModelPresence | None:
+    wanted = model.lower()
+    return next((m for m in presence.models if m.hash == model or m.name.lower() == wanted), None)
+
+
+def unix_time_of(moment: float) -> float:
+    """A moment on trio's clock as seconds since the epoch, for people."""
+    return time.time() - (trio.current_time() - moment)
+
+

@@ -1,0 +1,55 @@
+"""What the failure of one attempt means for its job: whose fault, whether another box may be asked. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agent.errors import (
+    AgentError,
+    BadRequestError,
+    ContextLengthError,
+    DeadlineError,
+    EngineError,
+    LoopDetectedError,
+    OverloadedError,
+)
+from fleet.errors import FleetError, RemoteError
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One attempt's end. `reason` fits a header; `final` is the error to raise at once, None if others may be asked."""
+
+    reason: str
+    overloaded: bool = False
+    retry_after: int | None = None
+    final: AgentError | None = None
+
+
+def of_peer(error: FleetError) -> Failure:
+    """Classify what calling a peer raised."""
+    if not isinstance(error, RemoteError):
+        return Failure(error.message)
+    match error.remote_code:
+        case "bad_request":
+            return Failure("bad request", final=BadRequestError(error.message, details=error.details))
+        case "context_length_exceeded":
+            return Failure("context exceeded", final=ContextLengthError(error.message, details=error.details))
+        case "loop_detected":
+            return Failure("loop", final=LoopDetectedError(error.message, details=error.details))
+        case "overloaded":
+            after = error.details.get("retry_after")
+            return Failure("overloaded", overloaded=True, retry_after=after if isinstance(after, int) else None)
+        case code:
+            return Failure(f"{code}: {error.message}")
+
+
+def of_local(error: AgentError) -> Failure:
+    """Classify what this box's own engine raised; only its own trouble is worth asking another box."""
+    if isinstance(error, OverloadedError):
+        return Failure("overloaded", overloaded=True, retry_after=error.retry_after)
+    if isinstance(error, DeadlineError) and error.details.get("phase") in ("total", "client_stalled"):
+        return Failure(error.message, final=error)
+    if isinstance(error, EngineError | DeadlineError):
+        return Failure(f"{error.code}: {error.message}")
+    return Failure(error.code, final=error)

@@ -1,0 +1,92 @@
+"""Serving a peer: its job runs in this box's engine and is never passed on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import structlog
+import trio
+
+from agent.config import TimeoutsConfig
+from agent.errors import AgentError, ContextLengthError, EngineError
+from agent.jobs.active import ActiveJobs
+from agent.jobs.neighbourhood import Generate, Neighbourhood
+from agent.jobs.watch import EngineEvent, watched
+from agent.log import bound_job
+from fleet.errors import MessageError, RemoteError
+from fleet.net.messages import Delta, InferRequest, parse
+from fleet.net.rpc import IncomingCall
+
+log = structlog.get_logger("shoal.jobs")
+
+
+class Lender:
+    """Handles the `infer` method of peers."""
+
+    def __init__(
+        self, neighbourhood: Neighbourhood, generate: Generate, active: ActiveJobs, timeouts: TimeoutsConfig
+    ) -> None:
+        self._fleet = neighbourhood
+        self._generate = generate
+        self._active = active
+        self._timeouts = timeouts
+
+    async def handle(self, call: IncomingCall) -> Mapping[str, object]:
+        """Run one job of a peer and stream its events back.
+
+        Raises RemoteError with a code the asking box understands, and without a path or a stack. It is cancelled
+        when the peer cancels or its link breaks, and generation stops with it.
+        """
+        request = parse(InferRequest, call.body)
+        if self._fleet.peer_id in request.route or len(request.route) > 1:
+            raise RemoteError("loop_detected", "the job has been forwarded already; a job is forwarded at most once")
+        if request.route != (call.peer_id,):
+            raise MessageError("InferRequest: route: must name the asking box and nobody else")
+        with bound_job(request.job, request.traceparent):
+            return await self._lend(call, request)
+
+    async def _lend(self, call: IncomingCall, request: InferRequest) -> Mapping[str, object]:
+        began, tokens, outcome = trio.current_time(), 0, "failed"
+
+        async def relay(event: EngineEvent) -> None:
+            nonlocal tokens
+            if isinstance(event, Delta):
+                tokens += event.tokens
+            await call.send(event.model_dump(mode="json"))
+
+        try:
+            with self._active.track():
+                held = self._fleet.local_state(request.model).model
+                if held is None:
+                    outcome = "model_not_held"
+                    raise RemoteError("model_not_held", f"this box does not hold {request.model!r}", retryable=True)
+                log.info("job.lent", peer=call.peer_id, model=held.name)
+                await watched(self._timeouts, lambda send: self._generate(held.hash, request, send), relay)
+                outcome = "ok"
+                return {}
+        except trio.Cancelled:
+            outcome = "cancelled"
+            raise
+        except AgentError as error:
+            outcome = error.code
+            raise _for_peer(error, self._fleet.name) from error
+        finally:
+            log.info(
+                "job.lent_end",
+                peer=call.peer_id,
+                outcome=outcome,
+                tokens=tokens,
+                seconds=round(trio.current_time() - began, 3),
+            )
+
+
+def _for_peer(error: AgentError, box: str) -> RemoteError:
+    """What a peer may know of an error here. Engine errors may quote files, so their text stays on this box."""
+    if isinstance(error, EngineError):
+        return RemoteError(error.code, f"the model failed to run on {box}; its log says why", retryable=True)
+    details = dict(error.details)
+    if error.retry_after is not None:
+        details["retry_after"] = error.retry_after
+    if isinstance(error, ContextLengthError):
+        details = {key: details[key] for key in ("prompt_tokens", "context_tokens") if key in details}
+    return RemoteError(error.code, error.message, retryable=error.retryable, details=details)

@@ -1,0 +1,282 @@
+"""One job from admission to its last token: decide, attempt, try the next box, resume if asked, or say what failed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import structlog
+import trio
+
+from agent.config import TimeoutsConfig
+from agent.errors import (
+    AgentError,
+    DeadlineError,
+    InterruptedJobError,
+    LoopDetectedError,
+    ModelNotFoundError,
+    NoCapablePeerError,
+    NoLocalModelError,
+    OverloadedError,
+    PeerUnreachableError,
+)
+from agent.jobs import failure
+from agent.jobs.active import ActiveJobs
+from agent.jobs.failure import Failure
+from agent.jobs.job import Emit, Job, Resumed, Routed
+from agent.jobs.neighbourhood import Generate, Neighbourhood
+from agent.jobs.watch import EngineEvent, watched
+from agent.log import bound_job
+from agent.routing.decide import Decision, Verdict, decide
+from fleet.errors import FleetError
+from fleet.gossip.presence import MAX_AGE
+from fleet.net.messages import Delta, Finished, InferRequest, Started
+
+#: A job is tried on one box and, if that fails before its first token, on at most two others.
+MAX_ATTEMPTS = 3
+
+log = structlog.get_logger("shoal.jobs")
+
+
+@dataclass
+class _Progress:
+    """What the client has seen so far, and what was tried."""
+
+    text: str = ""
+    tokens: int = 0
+    prompt_tokens: int = 0
+    routed: Routed | None = None
+    failures: dict[str, Failure] = field(default_factory=dict)
+    verdicts: list[Verdict] = field(default_factory=list)
+
+
+class JobRunner:
+    """Runs the jobs of local clients."""
+
+    def __init__(
+        self, neighbourhood: Neighbourhood, generate: Generate, active: ActiveJobs, timeouts: TimeoutsConfig
+    ) -> None:
+        self._fleet = neighbourhood
+        self._generate = generate
+        self._active = active
+        self._timeouts = timeouts
+
+    async def run(self, job: Job, emit: Emit) -> None:
+        """Run a job to its end, awaiting `emit` with Routed, Delta…, Finished (see `agent.jobs.job`).
+
+        Raises AgentError; one raised after Routed means that the text so far stands and nothing follows. Cancelling
+        it stops generation wherever it runs, within 1 s.
+        """
+        request = job.request
+        with bound_job(request.job, request.traceparent), self._active.track():
+            began = trio.current_time()
+            progress = _Progress()
+            outcome = "failed"
+            try:
+                await self._run(job, emit, progress)
+                outcome = "ok"
+            except trio.Cancelled:
+                outcome = "cancelled"
+                raise
+            except AgentError as error:
+                outcome = error.code
+                raise
+            finally:
+                log.info(
+                    "job.end",
+                    outcome=outcome,
+                    model=request.model,
+                    served_by=progress.routed.name if progress.routed else None,
+                    tokens=progress.tokens,
+                    seconds=round(trio.current_time() - began, 3),
+                )
+
+    async def _run(self, job: Job, emit: Emit, progress: _Progress) -> None:
+        if self._fleet.peer_id in job.request.route:
+            raise LoopDetectedError("the job has been on this box before; a job is forwarded at most once")
+        while True:
+            decision = await self._decide(job, progress)
+            if not decision.order:
+                raise self._refusal(job, decision, progress)
+            target = decision.order[0]
+            verdict = next(v for v in decision.verdicts if v.peer_id == target)
+            failed = await self._attempt(job, target, verdict, emit, progress)
+            if failed is None:
+                return
+            log.warning("job.attempt_failed", box=verdict.name, reason=failed.reason, tokens=progress.tokens)
+            progress.failures[target] = failed
+            if progress.routed is not None and job.on_interrupt != "resume":
+                raise failed.final or InterruptedJobError(
+                    f"{progress.routed.name} failed after {progress.tokens} tokens: {failed.reason}; the text so far"
+                    " stands, send the request again or set X-Shoal-On-Interrupt: resume"
+                )
+            if failed.final is not None:
+                raise failed.final
+            if len(progress.failures) >= MAX_ATTEMPTS:
+                raise self._exhausted(progress)
+
+    async def _attempt(
+        self, job: Job, target: str, verdict: Verdict, emit: Emit, progress: _Progress
+    ) -> Failure | None:
+        """Run (or go on with) the job on one box; returns what failed, None when the job is done."""
+        local = target == self._fleet.peer_id
+        request = _continued(job.request, progress)
+        base_tokens = progress.tokens
+        started: Started | None = None
+
+        async def relay(event: EngineEvent) -> None:
+            nonlocal started
+            if isinstance(event, Started):
+                started = event
+                return
+            if started is None:
+                raise FleetError("the box sent tokens before it said that it had started")
+            if started is not None and (progress.routed is None or progress.routed.peer_id != target):
+                await self._announce(target, verdict, started, emit, progress)
+            if isinstance(event, Delta):
+                progress.text += event.text
+                progress.tokens += event.tokens
+                await emit(event)
+                return
+            await emit(
+                Finished(
+                    reason=event.reason,
+                    prompt_tokens=progress.prompt_tokens,
+                    completion_tokens=base_tokens + event.completion_tokens,
+                    prefill_ms=event.prefill_ms,
+                    decode_ms=event.decode_ms,
+                )
+            )
+
+        try:
+            if local:
+                held = self._fleet.local_state(job.request.model).model
+                if held is None:
+                    return Failure("no longer holds the model")
+                model_hash = held.hash
+                await watched(self._timeouts, lambda send: self._generate(model_hash, request, send), relay)
+            else:
+                await watched(self._timeouts, lambda send: self._fleet.infer(target, request, send), relay)
+        except FleetError as error:
+            return failure.of_peer(error)
+        except DeadlineError as error:
+            return failure.of_local(error)
+        except AgentError as error:
+            return failure.of_local(error)
+        return None
+
+    async def _announce(
+        self, target: str, verdict: Verdict, started: Started, emit: Emit, progress: _Progress
+    ) -> None:
+        """Tell the client who serves, with the first token: until then another box could still take over."""
+        before = progress.routed
+        route = [f"{v.name}={v.reason}" for v in progress.verdicts if v.peer_id != target]
+        routed = Routed(
+            peer_id=target,
+            name=verdict.name,
+            local=target == self._fleet.peer_id,
+            model=started.model,
+            model_hash=started.hash,
+            prompt_tokens=started.prompt_tokens,
+            route=(*route, f"{verdict.name}=served"),
+        )
+        progress.routed = routed
+        log.info("job.routed", served_by=routed.name, local=routed.local, route="; ".join(routed.route))
+        if before is None:
+            progress.prompt_tokens = started.prompt_tokens
+            await emit(routed)
+        else:
+            await emit(Resumed(from_name=before.name, routed=routed))
+
+    async def _decide(self, job: Job, progress: _Progress) -> Decision:
+        """Decide; when nobody can serve but a neighbour that may is down, dial it and wait up to the connect limit."""
+        decision = self._decide_now(job, progress)
+        if decision.refusal == "no_capable_peer" and self._fleet.unheard():
+            self._fleet.dial_now()
+            with trio.move_on_after(self._timeouts.connect):
+                while decision.refusal and self._fleet.unheard():
+                    await self._fleet.wait_change()
+                    decision = self._decide_now(job, progress)
+        progress.verdicts = list(decision.verdicts)
+        return decision
+
+    def _decide_now(self, job: Job, progress: _Progress) -> Decision:
+        model = job.request.model
+        decision = decide(
+            job.policy, self._fleet.local_state(model), self._fleet.peer_states(model), max_age=MAX_AGE
+        )
+        if not progress.failures:
+            return decision
+        return _without_failed(job, decision, progress, self._fleet)
+
+    def _refusal(self, job: Job, decision: Decision, progress: _Progress) -> AgentError:
+        model = job.request.model
+        if progress.failures:
+            return self._exhausted(progress)
+        if decision.refusal == "no_local_model":
+            return NoLocalModelError(
+                f"this box does not hold {model!r} and the request forbids asking another (X-Shoal-Offload: never)",
+                details={"candidates": _candidates(decision)},
+            )
+        known = self._fleet.known_models()
+        held_somewhere = any(peer.model is not None for peer in self._fleet.peer_states(model))
+        here = self._fleet.local_state(model).model is not None
+        if known and not held_somewhere and not here and not self._fleet.unheard():
+            return ModelNotFoundError(
+                f"no box of this fleet holds {model!r}; it holds: {', '.join(known)}", details={"known": list(known)}
+            )
+        seen = "; ".join(f"{v.name}: {v.reason}" for v in decision.verdicts)
+        return NoCapablePeerError(
+            f"no box can serve {model!r} now ({seen}); see `shoal peers` and `shoal doctor`",
+            details={"candidates": _candidates(decision)},
+            retry_after=30,
+        )
+
+    def _exhausted(self, progress: _Progress) -> AgentError:
+        """Nobody is left to try."""
+        tried = "; ".join(f"{self._name(peer)}: {f.reason}" for peer, f in progress.failures.items())
+        details = {"tried": [{"peer_id": p, "reason": f.reason} for p, f in progress.failures.items()]}
+        if progress.routed is not None:
+            return InterruptedJobError(f"no box is left to go on with the text ({tried})", details=details)
+        if any(f.overloaded for f in progress.failures.values()):
+            after = max((f.retry_after or 1) for f in progress.failures.values())
+            return OverloadedError(f"every box that could serve is busy ({tried})", details=details, retry_after=after)
+        return PeerUnreachableError(
+            f"the boxes that were asked failed before the first token ({tried})", details=details, retry_after=5
+        )
+
+    def _name(self, peer_id: str) -> str:
+        if peer_id == self._fleet.peer_id:
+            return self._fleet.name
+        return next((p.name for p in self._fleet.peer_states("") if p.peer_id == peer_id), peer_id)
+
+
+def _continued(request: InferRequest, progress: _Progress) -> InferRequest:
+    """The request as it stands after the text so far: what exists is a prefix, and counts against max_tokens."""
+    if not progress.tokens:
+        return request
+    sampling = request.sampling
+    if sampling.max_tokens is not None:
+        sampling = sampling.model_copy(update={"max_tokens": max(1, sampling.max_tokens - progress.tokens)})
+    return request.model_copy(update={"prefix": request.prefix + progress.text, "sampling": sampling})
+
+
+def _without_failed(job: Job, decision: Decision, progress: _Progress, fleet: Neighbourhood) -> Decision:
+    """The decision with boxes that failed this job taken out; a failed local box opens the way to peers."""
+    if fleet.peer_id in progress.failures and job.policy == "prefer":
+        model = job.request.model
+        decision = decide("require", fleet.local_state(model), fleet.peer_states(model), max_age=MAX_AGE)
+    order = tuple(peer for peer in decision.order if peer not in progress.failures)
+    verdicts = tuple(
+        Verdict(v.peer_id, v.name, False, progress.failures[v.peer_id].reason, v.decode_rate)
+        if v.peer_id in progress.failures
+        else v
+        for v in decision.verdicts
+    )
+    return Decision(order, verdicts, decision.refusal if order else decision.refusal or "no_capable_peer")
+
+
+def _candidates(decision: Decision) -> list[dict[str, object]]:
+    return [
+        {"peer_id": v.peer_id, "name": v.name, "reason": v.reason, "decode_rate": v.decode_rate}
+        for v in decision.verdicts
+    ]

@@ -1,0 +1,54 @@
+"""The deadlines of a running job: first token, between tokens, in total, and how long a client may refuse to read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from typing import Literal
+
+import trio
+
+from agent.config import TimeoutsConfig
+from agent.errors import DeadlineError
+from fleet.net.messages import Delta, Finished, Started
+
+EngineEvent = Started | Delta | Finished
+EngineEmit = Callable[[EngineEvent], Awaitable[None]]
+Phase = Literal["first_token", "inter_token", "total", "client_stalled"]
+
+
+async def watched(timeouts: TimeoutsConfig, run: Callable[[EngineEmit], Awaitable[None]], emit: EngineEmit) -> None:
+    """Run `run(relay)` and hold it to the job's deadlines; every event goes on to `emit`.
+
+    Raises DeadlineError naming the phase after `run` has been cancelled, which frees the slot it held. Time that
+    `emit` takes is not counted against the box that generates: it is the client's, and is bounded by the first-token
+    limit of its own, so that a client that stopped reading does not hold a slot for ever. Cancel-safe.
+    """
+    phase: Phase = "first_token"
+    with trio.move_on_after(timeouts.total) as total, trio.move_on_after(timeouts.first_token) as gap:
+
+        async def relay(event: EngineEvent) -> None:
+            nonlocal phase
+            waiting, phase = phase, "client_stalled"
+            gap.deadline = trio.current_time() + timeouts.first_token
+            await emit(event)
+            phase = "inter_token" if isinstance(event, Delta) else waiting
+            gap.deadline = trio.current_time() + (
+                timeouts.inter_token if phase == "inter_token" else timeouts.first_token
+            )
+            if isinstance(event, Finished):
+                gap.deadline = math.inf
+
+        await run(relay)
+    if total.cancelled_caught:
+        raise DeadlineError(f"the job took longer than {timeouts.total:g} s in total", details={"phase": "total"})
+    if gap.cancelled_caught:
+        raise DeadlineError(_text(phase, timeouts), details={"phase": phase})
+
+
+def _text(phase: Phase, timeouts: TimeoutsConfig) -> str:
+    if phase == "client_stalled":
+        return f"the client read nothing for {timeouts.first_token:g} s"
+    if phase == "inter_token":
+        return f"no token for {timeouts.inter_token:g} s"
+    return f"no first token within {timeouts.first_token:g} s"

@@ -1,0 +1,160 @@
+"""What the HTTP side asks of a running agent: facts about this box, its peers and models, and running a job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import psutil
+import trio
+
+from agent.config import Config
+from agent.engine.pool import EnginePool
+from agent.fleet_view import FleetView, unix_time_of
+from agent.http.services import Holder, ModelListing, Readiness
+from agent.jobs.active import ActiveJobs
+from agent.jobs.job import Emit, Job
+from agent.jobs.run import JobRunner
+from agent.observe.warnings import Warning
+from agent.version import VERSION
+from fleet.net.gate import Gate
+from fleet.net.messages import ModelPresence
+from fleet.net.node import Node
+from fleet.net.rpc import Router
+
+
+class AgentServices:
+    """Implements `agent.http.services.Services` over the parts of one agent."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        view: FleetView,
+        node: Node,
+        pool: EnginePool,
+        active: ActiveJobs,
+        runner: JobRunner,
+        gate: Gate,
+        router: Router,
+        warnings: Callable[[], Sequence[Warning]],
+    ) -> None:
+        self._config = config
+        self._view = view
+        self._node = node
+        self._pool = pool
+        self._active = active
+        self._runner = runner
+        self._gate = gate
+        self._router = router
+        self._warnings = warnings
+        self._started_at = trio.current_time()
+
+    async def run(self, job: Job, emit: Emit) -> None:
+        """Run a client's job; see JobRunner.run."""
+        await self._runner.run(job, emit)
+
+    def models(self) -> Sequence[ModelListing]:
+        """Every model held here or by a connected peer, one entry a content hash, local holders first."""
+        listings: dict[str, ModelListing] = {}
+
+        def add(name: str, model_hash: str, context_tokens: int, holder: Holder) -> None:
+            known = listings.get(model_hash)
+            if known is None:
+                listings[model_hash] = ModelListing(name, model_hash, context_tokens, (holder,))
+            else:
+                listings[model_hash] = ModelListing(
+                    known.name, model_hash, known.context_tokens, (*known.holders, holder)
+                )
+
+        for held in self._pool.models():
+            if held.hash:
+                holder = Holder(self._node.peer_id, self._config.name, True, held.state, held.decode_rate)
+                add(held.name, held.hash, held.context_tokens, holder)
+        for link in self._node.links():
+            seen = self._view.presence.last(link.peer_id)
+            for model in seen.presence.models if seen else ():
+                holder = Holder(link.peer_id, self._view.name_of(link.peer_id), False, model.state, model.decode_rate)
+                add(model.name, model.hash, model.context_tokens, holder)
+        return sorted(listings.values(), key=lambda listing: listing.name)
+
+    def readiness(self) -> Readiness:
+        """Ready when the box takes jobs and every model that is to be loaded at start is loaded or has failed."""
+        reasons = []
+        if self._active.draining:
+            reasons.append("shutting down")
+        if self._config.engine.preload:
+            reasons += [f"model {held.name} is loading" for held in self._pool.models() if held.state == "loading"]
+        return Readiness(not reasons, tuple(reasons))
+
+    def self_facts(self) -> Mapping[str, object]:
+        """This box: identity, addresses, load, models, warnings, and what it refused."""
+        process = psutil.Process()
+        return {
+            "peer_id": self._node.peer_id,
+            "name": self._config.name,
+            "version": VERSION,
+            "addrs": list(self._node.addrs()),
+            "state": "draining" if self._active.draining else "serving",
+            "uptime_s": round(trio.current_time() - self._started_at, 1),
+            "jobs_running": len(self._active),
+            "rss_bytes": process.memory_info().rss,
+            "models": [
+                {
+                    "name": held.name,
+                    "hash": held.hash,
+                    "state": held.state,
+                    "context_tokens": held.context_tokens,
+                    "decode_rate": held.decode_rate,
+                    "prefill_rate": held.prefill_rate,
+                    "running": held.running,
+                    "queued": held.queued,
+                    "error": held.error,
+                }
+                for held in self._pool.models()
+            ],
+            "warnings": [
+                {
+                    "code": warning.code,
+                    "severity": warning.severity,
+                    "title": warning.title,
+                    "text": warning.text,
+                    "remedy": warning.remedy,
+                }
+                for warning in self._warnings()
+            ],
+            "refused": dict(self._router.refused + self._view.refused),
+        }
+
+    def peer_facts(self) -> Sequence[Mapping[str, object]]:
+        """Every box this one dials, is linked to, or has heard."""
+        neighbours = {n.peer_id: n for n in self._node.neighbours()}
+        links = {link.peer_id: link for link in self._node.links()}
+        heard = self._view.presence.all()
+        facts = []
+        for peer_id in dict.fromkeys((*neighbours, *links, *heard)):
+            neighbour, link, seen = neighbours.get(peer_id), links.get(peer_id), heard.get(peer_id)
+            state = "connected" if link else (neighbour.state if neighbour else "unreachable")
+            if state == "connected" and link is None:
+                state = "connecting"
+            facts.append(
+                {
+                    "peer_id": peer_id,
+                    "name": self._view.name_of(peer_id),
+                    "connected": link is not None,
+                    "state": state,
+                    "addrs": list(neighbour.addrs) if neighbour else [],
+                    "remote_addr": link.remote_addr if link else None,
+                    "rtt_ms": round(link.rtt * 1000, 2) if link and link.rtt is not None else None,
+                    "last_error": neighbour.last_error if neighbour and link is None else "",
+                    "down_since": round(unix_time_of(neighbour.down_since), 1) if neighbour and not link else None,
+                    "last_seen_s": round(trio.current_time() - seen.at, 1) if seen else None,
+                    "version": seen.presence.version if seen else None,
+                    "box_state": seen.presence.state if seen else None,
+                    "models": [_model_facts(model) for model in seen.presence.models] if seen else [],
+                }
+            )
+        return sorted(facts, key=lambda fact: (not fact["connected"], str(fact["name"])))
+
+
+def _model_facts(model: ModelPresence) -> dict[str, object]:
+    return model.model_dump(mode="json")

@@ -1,0 +1,370 @@
+"""A link: one authenticated stream to a peer that carries every call between the two boxes, both ways at once.
+
+A call is a message out, events back, and one end; many run side by side. The reader hands frames over and never
+waits for whoever consumes them, because a reader that stalls for 5 s makes Yamux kill the stream (libp2p 0.8.1,
+yamux.py `YamuxStream.write`). Docs: docs/adr/ on the multiplexed link.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import structlog
+import trio
+
+from fleet.errors import (
+    FleetError,
+    FrameError,
+    MessageError,
+    PeerUnreachableError,
+    RemoteError,
+)
+from fleet.net.frames import (
+    Call,
+    Cancel,
+    End,
+    Event,
+    Failure,
+    Frame,
+    FrameDecoder,
+    Goodbye,
+    HelloFrame,
+    Notify,
+    Ping,
+    Pong,
+    encode,
+)
+from fleet.net.messages import Hello, parse
+from fleet.net.outbox import Outbox
+from fleet.net.rpc import MAX_CALLS_PER_LINK, Handler, Router
+
+HELLO_TIMEOUT: Final = 3.0
+PING_INTERVAL: Final = 1.0
+#: Nothing received for this long means that the peer is gone: a frozen peer is noticed within 3 s.
+SILENCE_LIMIT: Final = 2.5
+_CHECK_INTERVAL: Final = 0.25
+_READ_SIZE: Final = 256 * 1024
+#: What one call may have waiting for its consumer before the call is given up: ~100k tokens.
+_MAX_PENDING: Final = 100_000
+
+log = structlog.get_logger("shoal.link")
+
+OnEvent = Callable[[object], Awaitable[None]]
+
+
+class ByteStream(Protocol):
+    """An ordered byte stream to an authenticated peer, as the transport provides it."""
+
+    @property
+    def peer_id(self) -> str: ...
+
+    @property
+    def remote_addr(self) -> str: ...
+
+    async def read(self, max_bytes: int) -> bytes: ...
+
+    async def write(self, data: bytes) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+@dataclass
+class _Outgoing:
+    """A call this box made: answers wait here for the task that made it."""
+
+    frames: deque[Event | End | Failure] = field(default_factory=deque)
+    wake: trio.Event = field(default_factory=trio.Event)
+
+    def put(self, frame: Event | End | Failure) -> None:
+        self.frames.append(frame)
+        self.wake.set()
+
+
+@dataclass(frozen=True)
+class _Incoming:
+    """A call the peer made, as its handler sees it."""
+
+    peer_id: str
+    body: object
+    _id: int
+    _outbox: Outbox
+
+    async def send(self, event: Mapping[str, object]) -> None:
+        await self._outbox.send(Event(self._id, event))
+
+
+class Link:
+    """One live connection to a peer. Made by `run_link`; usable until `closed` is set."""
+
+    def __init__(self, stream: ByteStream, *, outbound: bool, router: Router) -> None:
+        self.peer_id: Final = stream.peer_id
+        self.remote_addr: Final = stream.remote_addr
+        self.outbound: Final = outbound
+        self.closed: Final = trio.Event()
+        self.close_reason = ""
+        self.rtt: float | None = None
+        self.hello: Hello
+        self._stream = stream
+        self._router = router
+        self._outbox = Outbox()
+        self._calls: dict[int, _Outgoing] = {}
+        self._next_call = 1
+        self._handling: dict[int, trio.CancelScope] = {}
+        self._highest_seen = 0
+        self._last_heard = 0.0
+        self._pings: dict[int, float] = {}
+        self._scope = trio.CancelScope()
+
+    @property
+    def busy(self) -> bool:
+        """True while a call of either side is running."""
+        return bool(self._calls or self._handling)
+
+    async def call(self, method: str, body: Mapping[str, object], on_event: OnEvent) -> object:
+        """Call the peer; await `on_event` with each event and return the body of the answer.
+
+        Raises RemoteError with the peer's own code, PeerUnreachableError when the link is over or breaks, and
+        FrameError when `body` is past 1 MiB. There is no time-out here: cancel it, and the peer is told to stop.
+        """
+        call_id, self._next_call = self._next_call, self._next_call + 1
+        pending = self._calls[call_id] = _Outgoing()
+        ended = False
+        try:
+            await self._outbox.send(Call(call_id, method, body))
+            while True:
+                while not pending.frames:
+                    pending.wake = trio.Event()
+                    if self.closed.is_set():
+                        ended = True
+                        raise PeerUnreachableError(f"the connection broke during the call ({self.close_reason})")
+                    await pending.wake.wait()
+                frame = pending.frames.popleft()
+                match frame:
+                    case Event(_, event):
+                        await on_event(event)
+                    case End(_, answer):
+                        ended = True
+                        return answer
+                    case Failure(_, code, message, retryable, details):
+                        ended = True
+                        raise RemoteError(code, message, retryable=retryable, details=details)
+        finally:
+            del self._calls[call_id]
+            if not ended and not self.closed.is_set():
+                self._outbox.send_now(Cancel(call_id))
+
+    def notify(self, topic: str, body: Mapping[str, object]) -> None:
+        """Send a message that has no answer; dropped silently when the link is over."""
+        if not self.closed.is_set():
+            self._outbox.send_now(Notify(topic, body))
+
+    def close(self, reason: str) -> None:
+        """End the link: calls in flight fail on both sides. Returns at once; `closed` is set when it is done."""
+        if not self.closed.is_set():
+            self.close_reason = self.close_reason or reason
+            self._scope.cancel()
+
+    # --- the tasks of a running link -------------------------------------------------------------------------------
+
+    async def run(self, on_notify: Callable[[Link, str, object], None], decoder: FrameDecoder) -> None:
+        """Read, write and keep alive until the link is over; every handler of a peer's call ends with it."""
+        self._last_heard = trio.current_time()
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._outbox.run, self._stream)
+                    nursery.start_soon(self._keep_alive)
+                    nursery.start_soon(self._read, nursery, on_notify, decoder)
+        except* FleetError as group:
+            self.close_reason = self.close_reason or _first_message(group)
+        finally:
+            self.closed.set()
+            self.close_reason = self.close_reason or "closed"
+            for pending in self._calls.values():
+                pending.wake.set()
+            with trio.CancelScope(shield=True):
+                await self._outbox.close()
+                await self._say_goodbye()
+                await self._stream.close()
+
+    async def _say_goodbye(self) -> None:
+        with trio.move_on_after(0.5):
+            try:
+                await self._stream.write(encode(Goodbye(self.close_reason)))
+            except PeerUnreachableError:
+                return
+
+    async def _read(
+        self, nursery: trio.Nursery, on_notify: Callable[[Link, str, object], None], decoder: FrameDecoder
+    ) -> None:
+        while True:
+            data = await self._stream.read(_READ_SIZE)
+            if not data:
+                if decoder.partial:
+                    self._router.refused["partial_frame"] += 1
+                raise PeerUnreachableError(self.close_reason or "the peer closed the connection")
+            self._last_heard = trio.current_time()
+            try:
+                for frame in decoder.feed(data):
+                    self._handle(frame, nursery, on_notify)
+            except FrameError as error:
+                self._router.refused["bad_frame"] += 1
+                self.close_reason = f"the peer broke the protocol: {error.message}"
+                raise
+
+    def _handle(self, frame: Frame, nursery: trio.Nursery, on_notify: Callable[[Link, str, object], None]) -> None:
+        match frame:
+            case Event(call_id) | End(call_id) | Failure(call_id):
+                pending = self._calls.get(call_id)
+                if pending is None:
+                    return  # a late answer to a call that was cancelled here
+                if len(pending.frames) >= _MAX_PENDING:
+                    raise FrameError("more events than any call may have waiting")
+                pending.put(frame)
+            case Call(call_id, method, body):
+                self._accept(call_id, method, body, nursery)
+            case Cancel(call_id):
+                scope = self._handling.get(call_id)
+                if scope is not None:
+                    scope.cancel()
+            case Ping(nonce):
+                self._outbox.send_now(Pong(nonce))
+            case Pong(nonce):
+                sent = self._pings.pop(nonce, None)
+                if sent is not None:
+                    self.rtt = trio.current_time() - sent
+            case Notify(topic, body):
+                try:
+                    on_notify(self, topic, body)
+                except MessageError as error:
+                    self._router.refused["bad_notify"] += 1
+                    log.warning("notify.refused", peer=self.peer_id, topic=topic, reason=error.message)
+            case Goodbye(reason):
+                self.close_reason = self.close_reason or f"the peer said: {reason[:200]}"
+            case HelloFrame():
+                raise FrameError("a second hello")
+
+    def _accept(self, call_id: int, method: str, body: object, nursery: trio.Nursery) -> None:
+        """Start a handler for a peer's call, or refuse the call; the link stays in either case."""
+        if call_id <= self._highest_seen:
+            self._router.refused["replayed"] += 1
+            raise FrameError("a call id was used twice")
+        self._highest_seen = call_id
+        try:
+            if len(self._handling) >= MAX_CALLS_PER_LINK:
+                self._router.refused["too_many_calls"] += 1
+                raise RemoteError("overloaded", "too many calls at once on this connection", retryable=True)
+            handler = self._router.resolve(self.peer_id, method)
+        except FleetError as error:
+            self._outbox.send_now(_failure(call_id, error))
+            return
+        scope = self._handling[call_id] = trio.CancelScope()
+        nursery.start_soon(self._run_handler, call_id, handler, body, scope)
+
+    async def _run_handler(self, call_id: int, handler: Handler, body: object, scope: trio.CancelScope) -> None:
+        answer: Frame | None = None
+        try:
+            with scope:
+                try:
+                    result = await handler(_Incoming(self.peer_id, body, call_id, self._outbox))
+                    answer = End(call_id, result)
+                    encode(answer)
+                except FleetError as error:
+                    answer = _failure(call_id, error)
+                except Exception:
+                    # The peer learns that it failed, never how: texts of unexpected errors name files and code.
+                    log.exception("handler.failed", peer=self.peer_id)
+                    answer = Failure(call_id, "internal", "the box failed to handle the call", retryable=True)
+        finally:
+            del self._handling[call_id]
+        if answer is not None and not self.closed.is_set():
+            self._outbox.send_now(answer)
+
+    async def _keep_alive(self) -> None:
+        nonce, next_ping = 0, trio.current_time()
+        while True:
+            now = trio.current_time()
+            if now >= next_ping:
+                nonce += 1
+                self._pings = {n: at for n, at in self._pings.items() if n > nonce - 8}
+                self._pings[nonce] = now
+                self._outbox.send_now(Ping(nonce))
+                next_ping = now + PING_INTERVAL
+            await trio.sleep(_CHECK_INTERVAL)
+            woke = trio.current_time()
+            if woke - now > 2 * _CHECK_INTERVAL + PING_INTERVAL:
+                # This process itself stood still (suspended, starved): what the peer sent is still in the socket.
+                self._last_heard = woke
+            elif woke - self._last_heard > SILENCE_LIMIT:
+                self.close_reason = f"nothing heard for {woke - self._last_heard:.1f} s"
+                raise PeerUnreachableError(self.close_reason)
+
+
+def _failure(call_id: int, error: FleetError) -> Failure:
+    code = error.remote_code if isinstance(error, RemoteError) else error.code
+    return Failure(call_id, code, error.message, error.retryable, error.details)
+
+
+def _first_message(group: BaseExceptionGroup[FleetError]) -> str:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error.message if isinstance(error, FleetError) else str(error)
+
+
+async def run_link(
+    stream: ByteStream,
+    *,
+    outbound: bool,
+    hello: Hello,
+    router: Router,
+    on_up: Callable[[Link], None],
+    on_down: Callable[[Link], None],
+    on_notify: Callable[[Link, str, object], None],
+) -> None:
+    """Greet the peer, then run the link to its end.
+
+    Both sides send their Hello at once and expect the other's within 3 s. `on_up` is called when both are there,
+    `on_down` once for every `on_up`. Returns when the link is over, whatever ended it; a greeting that fails raises
+    the FleetError. Cancelling it closes the stream.
+    """
+    link = Link(stream, outbound=outbound, router=router)
+    decoder = FrameDecoder()
+    try:
+        with trio.fail_after(HELLO_TIMEOUT):
+            await stream.write(encode(HelloFrame(hello.model_dump(mode="json"))))
+            link.hello = await _read_hello(stream, decoder, router)
+    except trio.TooSlowError:
+        await stream.close()
+        raise PeerUnreachableError("the peer did not greet within 3 s") from None
+    except BaseException:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
+            await stream.close()
+        raise
+    on_up(link)
+    try:
+        await link.run(on_notify, decoder)
+    finally:
+        on_down(link)
+
+
+async def _read_hello(stream: ByteStream, decoder: FrameDecoder, router: Router) -> Hello:
+    """The peer's first frame, and not a byte more."""
+    while True:
+        # Reading no further than the frame leaves what follows it to the link's own reader.
+        data = await stream.read(decoder.missing)
+        if not data:
+            raise PeerUnreachableError("the peer closed the connection before its greeting")
+        try:
+            for frame in decoder.feed(data):
+                if isinstance(frame, Failure):
+                    raise RemoteError(frame.code, frame.message, retryable=frame.retryable)
+                if not isinstance(frame, HelloFrame):
+                    raise FrameError("the first frame is not a hello")
+                return parse(Hello, frame.body)
+        except (FrameError, MessageError):
+            router.refused["bad_hello"] += 1
+            raise

@@ -1,0 +1,82 @@
+"""The one writer of a link: frames go out in order, keep-alive and cancels are never held up by a full queue."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final, Protocol
+
+import trio
+
+from fleet.errors import PeerUnreachableError
+from fleet.net.frames import Frame, encode
+
+#: Bytes that may wait before `send` blocks. A token event is ~50 bytes, a long prompt up to 1 MiB.
+HIGH_WATER: Final = 1024 * 1024
+_MAX_WRITE: Final = 256 * 1024
+
+
+class Writable(Protocol):
+    """The sending half of a byte stream."""
+
+    async def write(self, data: bytes) -> None: ...
+
+
+class Outbox:
+    """Queue and writer task of one link.
+
+    A frame is encoded when it is queued, so an oversized one fails its sender and not the link. Because only the
+    writer task touches the stream, cancelling a sender never leaves half a frame on the wire.
+    """
+
+    def __init__(self) -> None:
+        self._queue: deque[bytes] = deque()
+        self._bytes = 0
+        self._closed = False
+        self._changed = trio.Condition()
+        self._wake = trio.Event()
+
+    async def send(self, frame: Frame) -> None:
+        """Queue a frame, waiting while 1 MiB is already queued.
+
+        Raises PeerUnreachableError when the link is over and FrameError when the frame is past the limit. Cancelling
+        it before it returns means that the frame was not queued.
+        """
+        data = encode(frame)
+        async with self._changed:
+            while self._bytes > HIGH_WATER and not self._closed:
+                await self._changed.wait()
+            self._put(data)
+
+    def send_now(self, frame: Frame) -> None:
+        """Queue a small frame whatever the queue's length; for answers to pings, cancels and errors."""
+        self._put(encode(frame))
+
+    def _put(self, data: bytes) -> None:
+        if self._closed:
+            raise PeerUnreachableError("the link to the peer is over")
+        self._queue.append(data)
+        self._bytes += len(data)
+        self._wake.set()
+
+    async def close(self) -> None:
+        """Refuse what comes from here on; whoever waits in `send` gets PeerUnreachableError."""
+        self._closed = True
+        self._wake.set()
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def run(self, stream: Writable) -> None:
+        """Write frames as they are queued until closed and empty; raises what `stream.write` raises."""
+        while True:
+            while not self._queue:
+                if self._closed:
+                    return
+                self._wake = trio.Event()
+                await self._wake.wait()
+            batch = bytearray()
+            while self._queue and (not batch or len(batch) + len(self._queue[0]) <= _MAX_WRITE):
+                batch += self._queue.popleft()
+            self._bytes -= len(batch)
+            await stream.write(bytes(batch))
+            async with self._changed:
+                self._changed.notify_all()
