@@ -8,9 +8,12 @@ import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 import trio
+from fleet.identity.keys import Identity
+from fleet.net.gate import Gate
 
 from agent.config import Config
 from agent.engine.pool import EnginePool
@@ -25,11 +28,12 @@ from agent.observe.warnings import Warning, evaluate
 from agent.services import AgentServices
 from agent.version import VERSION
 from fleet.errors import FleetError
-from fleet.identity.keys import Identity
-from fleet.net.gate import Gate
 from fleet.net.messages import METHOD_INFER
 from fleet.net.node import Node
 from fleet.net.rpc import Router
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus  # its stubs, which libp2p brings, shadow trio's own types
 
 log = structlog.get_logger("shoal")
 
@@ -44,14 +48,15 @@ def run_agent(config: Config, identity: Identity) -> int:
     no child is left. A second signal skips the wait. An error that makes it impossible to run (a port in use, a
     state folder in use) is logged with its remedy and returns 1.
     """
+    failed = False
     try:
         with _own_state_dir(config.state_dir):
             trio.run(_main, config, identity)
     except* (AgentError, FleetError, OSError) as group:
+        failed = True
         for error in _leaves(group):
             log.error("agent.failed", reason=str(error))
-        return 1
-    return 0
+    return 1 if failed else 0
 
 
 async def _main(config: Config, identity: Identity) -> None:
@@ -117,7 +122,7 @@ async def _serve_http(
     services: AgentServices,
     config: Config,
     *,
-    task_status: trio.TaskStatus[tuple[str, int]] = trio.TASK_STATUS_IGNORED,
+    task_status: TaskStatus[tuple[str, int]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     await serve(services, config.http, task_status=task_status)
 
@@ -132,21 +137,21 @@ async def _drain_on_signal(
     """Wait for a signal; then take no new jobs and return when the running ones are done, at most `grace` later."""
     receiver = aiter(signals)
     number = await anext(receiver)
-    log.info("agent.draining", signal=signal.Signals(number).name, jobs_running=len(active), grace_s=grace)
+    log.info("agent.draining", signal=signal.Signals(number).name, jobs_running=active.running, grace_s=grace)
     active.drain()
     view.note_own_change()
     async with trio.open_nursery() as nursery:
 
         async def second_signal() -> None:
             await anext(receiver)
-            log.warning("agent.stopping_now", jobs_running=len(active))
+            log.warning("agent.stopping_now", jobs_running=active.running)
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(second_signal)
         with trio.move_on_after(grace) as waiting:
             await active.wait_idle()
         if waiting.cancelled_caught:
-            log.warning("agent.grace_over", jobs_running=len(active))
+            log.warning("agent.grace_over", jobs_running=active.running)
         nursery.cancel_scope.cancel()
 
 
@@ -187,5 +192,3 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
             yield from _leaves(error)
         else:
             yield error
-
-

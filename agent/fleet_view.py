@@ -216,5 +216,3 @@ def _find(presence: Presence, model: str) -> ModelPresence | None:
 def unix_time_of(moment: float) -> float:
     """A moment on trio's clock as seconds since the epoch, for people."""
     return time.time() - (trio.current_time() - moment)
-
-

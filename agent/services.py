@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import psutil
 import trio
+from fleet.net.gate import Gate
 
 from agent.config import Config
 from agent.engine.pool import EnginePool
@@ -16,7 +17,6 @@ from agent.jobs.job import Emit, Job
 from agent.jobs.run import JobRunner
 from agent.observe.warnings import Warning
 from agent.version import VERSION
-from fleet.net.gate import Gate
 from fleet.net.messages import ModelPresence
 from fleet.net.node import Node
 from fleet.net.rpc import Router
@@ -96,7 +96,7 @@ class AgentServices:
             "addrs": list(self._node.addrs()),
             "state": "draining" if self._active.draining else "serving",
             "uptime_s": round(trio.current_time() - self._started_at, 1),
-            "jobs_running": len(self._active),
+            "jobs_running": self._active.running,
             "rss_bytes": process.memory_info().rss,
             "models": [
                 {

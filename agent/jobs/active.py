@@ -23,7 +23,9 @@ class ActiveJobs:
         """True once `drain` has been called."""
         return self._draining
 
-    def __len__(self) -> int:
+    @property
+    def running(self) -> int:
+        """How many jobs are running."""
         return self._running
 
     @contextmanager
@@ -36,13 +38,15 @@ class ActiveJobs:
             yield
         finally:
             self._running -= 1
-            if self._draining and not self._running:
-                self._idle.set()
+            self._note_idle()
 
     def drain(self) -> None:
         """Take no new jobs from now on."""
         self._draining = True
-        if not self._running:
+        self._note_idle()
+
+    def _note_idle(self) -> None:
+        if self._draining and not self._running:
             self._idle.set()
 
     async def wait_idle(self) -> None:

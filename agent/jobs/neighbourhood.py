@@ -14,10 +14,12 @@ class Neighbourhood(Protocol):
     """The fleet as this box sees it."""
 
     @property
-    def peer_id(self) -> str: ...
+    def peer_id(self) -> str:
+        """This box's PeerID."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """This box's name."""
 
     def local_state(self, model: str) -> LocalState:
         """This box's own holding of a model."""

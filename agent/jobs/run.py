@@ -10,7 +10,6 @@ import trio
 from agent.config import TimeoutsConfig
 from agent.errors import (
     AgentError,
-    DeadlineError,
     InterruptedJobError,
     LoopDetectedError,
     ModelNotFoundError,
@@ -130,7 +129,7 @@ class JobRunner:
                 return
             if started is None:
                 raise FleetError("the box sent tokens before it said that it had started")
-            if started is not None and (progress.routed is None or progress.routed.peer_id != target):
+            if progress.routed is None or progress.routed.peer_id != target:
                 await self._announce(target, verdict, started, emit, progress)
             if isinstance(event, Delta):
                 progress.text += event.text
@@ -158,15 +157,11 @@ class JobRunner:
                 await watched(self._timeouts, lambda send: self._fleet.infer(target, request, send), relay)
         except FleetError as error:
             return failure.of_peer(error)
-        except DeadlineError as error:
-            return failure.of_local(error)
         except AgentError as error:
             return failure.of_local(error)
         return None
 
-    async def _announce(
-        self, target: str, verdict: Verdict, started: Started, emit: Emit, progress: _Progress
-    ) -> None:
+    async def _announce(self, target: str, verdict: Verdict, started: Started, emit: Emit, progress: _Progress) -> None:
         """Tell the client who serves, with the first token: until then another box could still take over."""
         before = progress.routed
         route = [f"{v.name}={v.reason}" for v in progress.verdicts if v.peer_id != target]
@@ -192,6 +187,7 @@ class JobRunner:
         decision = self._decide_now(job, progress)
         if decision.refusal == "no_capable_peer" and self._fleet.unheard():
             self._fleet.dial_now()
+            decision = self._decide_now(job, progress)
             with trio.move_on_after(self._timeouts.connect):
                 while decision.refusal and self._fleet.unheard():
                     await self._fleet.wait_change()
@@ -201,9 +197,7 @@ class JobRunner:
 
     def _decide_now(self, job: Job, progress: _Progress) -> Decision:
         model = job.request.model
-        decision = decide(
-            job.policy, self._fleet.local_state(model), self._fleet.peer_states(model), max_age=MAX_AGE
-        )
+        decision = decide(job.policy, self._fleet.local_state(model), self._fleet.peer_states(model), max_age=MAX_AGE)
         if not progress.failures:
             return decision
         return _without_failed(job, decision, progress, self._fleet)

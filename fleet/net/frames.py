@@ -186,10 +186,9 @@ def _refuse_tag(*_: object) -> NoReturn:
 
 
 #: Tags for which cbor2 has decoders of its own; all others reach `tag_hook`.
-_NO_TAGS: Final[Mapping[int, Callable[..., Any]]] = {
-    tag: _refuse_tag
-    for tag in (0, 1, 2, 3, 4, 5, 25, 28, 29, 30, 35, 36, 37, 52, 54, 100, 256, 258, 260, 261, 1004, 43000, 55799)
-}
+_NO_TAGS: Final[Mapping[int, Callable[..., Any]]] = dict.fromkeys(
+    (0, 1, 2, 3, 4, 5, 25, 28, 29, 30, 35, 36, 37, 52, 54, 100, 256, 258, 260, 261, 1004, 43000, 55799), _refuse_tag
+)
 
 
 def _to_array(frame: Frame) -> list[object]:

@@ -59,16 +59,21 @@ class ByteStream(Protocol):
     """An ordered byte stream to an authenticated peer, as the transport provides it."""
 
     @property
-    def peer_id(self) -> str: ...
+    def peer_id(self) -> str:
+        """The authenticated PeerID of the other end."""
 
     @property
-    def remote_addr(self) -> str: ...
+    def remote_addr(self) -> str:
+        """Where the other end is, for people; empty if unknown."""
 
-    async def read(self, max_bytes: int) -> bytes: ...
+    async def read(self, max_bytes: int) -> bytes:
+        """At least one byte, or none at the end; raises PeerUnreachableError when the stream is broken."""
 
-    async def write(self, data: bytes) -> None: ...
+    async def write(self, data: bytes) -> None:
+        """Write all of it; raises PeerUnreachableError when the stream is broken."""
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Close both directions; bounded in time, raises nothing but Cancelled."""
 
 
 @dataclass

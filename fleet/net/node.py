@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 import trio
@@ -17,6 +17,9 @@ from fleet.net.host import ByteStream, Host
 from fleet.net.link import Link, run_link
 from fleet.net.messages import Hello
 from fleet.net.rpc import Router
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus  # its stubs, which libp2p brings, shadow trio's own types
 
 log = structlog.get_logger("shoal.node")
 
@@ -120,7 +123,7 @@ class Node:
             while self._links:
                 await self.wait_change()
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen, dial and discover until cancelled; `task_status` starts once the box listens."""
         async with self._host.run(), trio.open_nursery() as nursery:
             for peer_id, addrs in self._targets.items():
@@ -148,7 +151,7 @@ class Node:
             await self._run_link(stream, outbound=True, on_up=up)
         finally:
             if self.link(peer_id) is None:
-                with trio.move_on_after(1, shield=True):
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
                     await self._host.disconnect(peer_id)
 
     async def _serve(self, stream: ByteStream) -> None:

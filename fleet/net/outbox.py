@@ -18,7 +18,8 @@ _MAX_WRITE: Final = 256 * 1024
 class Writable(Protocol):
     """The sending half of a byte stream."""
 
-    async def write(self, data: bytes) -> None: ...
+    async def write(self, data: bytes) -> None:
+        """Write all of it; raises PeerUnreachableError when the stream is broken."""
 
 
 class Outbox:

@@ -14,10 +14,12 @@ class IncomingCall(Protocol):
     """A peer's call as its handler sees it. `peer_id` is authenticated; `body` is decoded but not validated."""
 
     @property
-    def peer_id(self) -> str: ...
+    def peer_id(self) -> str:
+        """The authenticated PeerID of the caller."""
 
     @property
-    def body(self) -> object: ...
+    def body(self) -> object:
+        """The decoded request, not validated yet."""
 
     async def send(self, event: Mapping[str, object]) -> None:
         """Send one event to the caller; waits while the link's outbox is full (backpressure)."""
