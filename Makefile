@@ -1,0 +1,49 @@
+# Shoal's commands. `make` alone prints them.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types contracts check bench clean distclean
+
+# Keep CPython the only thing chosen from outside: make PYTHON=python3.12 test
+export PYTHON
+BIN := .venv/bin
+DEMO := scripts/bootstrap demo
+DEV := scripts/bootstrap dev
+ARGS ?=
+
+help: ## print this list
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
+	@echo '  PYTHON=python3.12 picks the interpreter, ARGS="..." is passed on (demo, test, bench).'
+
+demo: ## install, then let a box without a model borrow one (ARGS=--json for a machine)
+	@$(DEMO)
+	$(BIN)/shoal demo $(ARGS)
+
+test: ## every test that needs no Docker
+	@$(DEV)
+	$(BIN)/python -m pytest -m "not docker" $(ARGS)
+
+lint: ## style and formatting (ruff)
+	@$(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: ## static types (mypy --strict)
+	@$(DEV)
+	$(BIN)/mypy
+
+contracts: ## which room may import which (import-linter)
+	@$(DEV)
+	$(BIN)/lint-imports
+
+check: lint types contracts test ## lint, types, contracts and tests
+
+bench: ## paired measurements, as ratios; writes build/bench/NAME.json
+	@$(DEV)
+	$(BIN)/python -m tests.bench $(ARGS)
+
+clean: ## remove build output and caches, keep .venv
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find agent fleet tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## clean, and remove .venv too
+	rm -rf .venv
