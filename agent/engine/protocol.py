@@ -1,0 +1,244 @@
+"""The messages between the agent and a model's child process, and their frames; no sockets here.
+
+A frame is a u32 big-endian length and a CBOR array `[version, kind, field, ...]`, the fields in the order of the
+dataclass. One Step carries what one decoding step gave to every running sequence, so the frames an agent reads grow
+with steps, not with steps times sequences.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import cbor2
+
+VERSION: Final = 1
+MAX_FRAME: Final = 2 * 1024 * 1024
+
+_LENGTH: Final = struct.Struct(">I")
+_MAX_DEPTH: Final = 8
+
+
+class ProtocolError(Exception):
+    """The other end sent bytes that are no message of this version; the child that is involved is ended."""
+
+
+# --- down: the agent asks ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Load:
+    """Open the model; answered by Loaded, or by Failed without an id. `gpu_layers` -1 means all of them."""
+
+    path: str
+    context_tokens: int
+    threads: int
+    gpu_layers: int
+
+
+@dataclass(frozen=True)
+class Submit:
+    """Run one sequence; answered by Begun, Step…, Done, or by Failed with the id.
+
+    `messages` are (role, content) of a chat and are empty for a completion of `prompt`; `prefix` is appended to
+    either. `max_tokens` 0 means up to the end of the context; `seed` -1 means a random one.
+    """
+
+    id: int
+    kind: Literal["chat", "completion"]
+    messages: tuple[tuple[str, str], ...]
+    prompt: str
+    prefix: str
+    max_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+    stop: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """End a sequence, waiting or running; always answered by Done or Failed, unless it has already ended."""
+
+    id: int
+
+
+@dataclass(frozen=True)
+class Unload:
+    """Free the model and exit."""
+
+
+# --- up: the child tells -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The model is ready for `slots` sequences at a time. Rates are tokens per second of a short probe, 0 if unknown.
+
+    `load_ms` and `warm_ms` are milliseconds; `context_tokens` is what one sequence may use.
+    """
+
+    context_tokens: int
+    slots: int
+    load_ms: float
+    warm_ms: float
+    prefill_rate: float
+    decode_rate: float
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The prompt of a sequence is tokenised and fits."""
+
+    id: int
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step gave: (id, text that became final, tokens it took) of every sequence that moved."""
+
+    items: tuple[tuple[int, str, int], ...]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A sequence ended; times in milliseconds, prefill and then decode of all tokens."""
+
+    id: int
+    reason: Literal["stop", "length", "cancelled"]
+    prompt_tokens: int
+    completion_tokens: int
+    prefill_ms: float
+    decode_ms: float
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A sequence (or with id -1 the load) failed. `code` is that of the AgentError to raise."""
+
+    id: int
+    code: Literal["bad_request", "context_length_exceeded", "engine", "model_load"]
+    message: str
+    details: Mapping[str, int]
+
+
+Down = Load | Submit | Cancel | Unload
+Up = Loaded | Begun | Step | Done | Failed
+Message = Down | Up
+
+_KINDS: Final[Mapping[str, type[Any]]] = {
+    "load": Load,
+    "submit": Submit,
+    "cancel": Cancel,
+    "unload": Unload,
+    "loaded": Loaded,
+    "begun": Begun,
+    "step": Step,
+    "done": Done,
+    "failed": Failed,
+}
+_NAMES: Final = {kind: name for name, kind in _KINDS.items()}
+
+
+def encode(message: Message) -> bytes:
+    """One message as a frame. Raises ProtocolError when it is past MAX_FRAME."""
+    values = [getattr(message, field.name) for field in dataclasses.fields(message)]
+    body = cbor2.dumps([VERSION, _NAMES[type(message)], *values])
+    if len(body) > MAX_FRAME:
+        raise ProtocolError(f"a message of {len(body)} bytes is past the limit of {MAX_FRAME}")
+    return _LENGTH.pack(len(body)) + body
+
+
+def decode(body: bytes) -> Message:
+    """One frame's body as a message. Raises ProtocolError for anything that is not one of this version."""
+    try:
+        # No indefinite nesting: the deepest message is an array in an array in an array.
+        loaded = cbor2.CBORDecoder(io.BytesIO(body), max_depth=_MAX_DEPTH).decode()
+    except (cbor2.CBORDecodeError, ValueError, RecursionError, OverflowError, MemoryError) as error:
+        raise ProtocolError(f"a frame is not CBOR: {error}") from None
+    match loaded:
+        case [int(version), str(name), *values] if version == VERSION and name in _KINDS:
+            kind = _KINDS[name]
+        case [int(version), str(), *_] if version != VERSION:
+            raise ProtocolError(f"protocol version {version}, this end speaks {VERSION}: restart the agent")
+        case _:
+            raise ProtocolError("a frame is not a message of this protocol")
+    fields = dataclasses.fields(kind)
+    if len(values) != len(fields):
+        raise ProtocolError(f"{name}: {len(values)} fields, expected {len(fields)}")
+    message: Message = kind(
+        **{
+            field.name: _checked(name, field.name, str(field.type), value)
+            for field, value in zip(fields, values, strict=True)
+        }
+    )
+    return message
+
+
+class FrameBuffer:
+    """Cuts a byte stream into messages; holds at most one incomplete frame."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Message]:
+        """The messages that `data` completed, in order. Raises ProtocolError; the stream is then unusable."""
+        self._bytes += data
+        at = 0
+        try:
+            while len(self._bytes) - at >= _LENGTH.size:
+                (length,) = _LENGTH.unpack_from(self._bytes, at)
+                if length > MAX_FRAME:
+                    raise ProtocolError(f"a frame of {length} bytes is past the limit of {MAX_FRAME}")
+                if len(self._bytes) - at - _LENGTH.size < length:
+                    return
+                body = bytes(self._bytes[at + _LENGTH.size : at + _LENGTH.size + length])
+                at += _LENGTH.size + length
+                yield decode(body)
+        finally:
+            del self._bytes[:at]
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -1 <= value < 1 << 53
+
+
+def _is_items(value: object, *kinds: Callable[[object], bool]) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(row, list) and len(row) == len(kinds) and all(ok(cell) for ok, cell in zip(kinds, row, strict=True))
+        for row in value
+    )
+
+
+def _is_str(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _checked(message: str, name: str, kind: str, value: Any) -> Any:
+    """`value` as the annotation `kind` says, its lists as tuples."""
+    match kind:
+        case "int" if _is_int(value):
+            return value
+        case "str" if isinstance(value, str):
+            return value
+        case "float" if isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+        case "tuple[str, ...]" if isinstance(value, list) and all(map(_is_str, value)):
+            return tuple(value)
+        case "tuple[tuple[str, str], ...]" if _is_items(value, _is_str, _is_str):
+            return tuple(map(tuple, value))
+        case "tuple[tuple[int, str, int], ...]" if _is_items(value, _is_int, _is_str, _is_int):
+            return tuple(map(tuple, value))
+        case "Mapping[str, int]" if isinstance(value, dict) and all(
+            _is_str(k) and _is_int(v) for k, v in value.items()
+        ):
+            return value
+        case _ if kind.startswith("Literal[") and isinstance(value, str) and f'"{value}"' in kind:
+            return value
+    raise ProtocolError(f"{message}: {name} is not of type {kind}")

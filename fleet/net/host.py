@@ -1,0 +1,251 @@
+"""The libp2p host of a box: TCP, Noise and Yamux only, one protocol, and a thin stream over it."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import psutil
+import trio
+from libp2p import new_host
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key
+from libp2p.custom_types import TProtocol
+from libp2p.exceptions import BaseLibp2pError
+from libp2p.network.config import ConnectionConfig
+from libp2p.network.stream.exceptions import StreamEOF
+from libp2p.peer.id import ID
+from libp2p.peer.peerinfo import PeerInfo
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
+from libp2p.security.noise.transport import Transport as NoiseTransport
+from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
+from libp2p.stream_muxer.yamux.yamux import Yamux
+from multiaddr import Multiaddr
+
+from fleet.errors import DeniedError, FleetError, PeerRefusedError, PeerUnreachableError
+from fleet.net import libp2p_fixes as fixes
+from fleet.net.gate import Gate
+from fleet.net.link import ByteStream
+
+LINK_PROTOCOL: Final = "/shoal/link/1"
+MAX_CONNECTIONS: Final = 512
+#: Interfaces that containers bring along; their addresses lead nowhere from another box.
+_VIRTUAL: Final = ("docker", "veth", "br-", "virbr", "cni", "flannel", "cali")
+
+
+class LinkStream:
+    """A ByteStream over one libp2p stream."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.peer_id: str = str(stream.muxed_conn.peer_id)
+        self.remote_addr: str = fixes.remote_address(stream.muxed_conn)
+
+    async def read(self, max_bytes: int) -> bytes:
+        """At least one byte, or none at the end; raises PeerUnreachableError when the stream is broken."""
+        try:
+            return bytes(await self._stream.read(max_bytes))
+        except StreamEOF:
+            return b""
+        except (BaseLibp2pError, OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise PeerUnreachableError(f"the connection to the peer broke ({type(error).__name__})") from error
+
+    async def write(self, data: bytes) -> None:
+        """Write all of it; raises PeerUnreachableError when the stream is broken or stalled for 5 s."""
+        try:
+            await self._stream.write(data)
+        except (BaseLibp2pError, OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise PeerUnreachableError(f"the connection to the peer broke ({type(error).__name__})") from error
+
+    async def close(self) -> None:
+        """Close the stream; takes a second at most."""
+        with trio.move_on_after(1):
+            try:
+                await self._stream.close()
+            except (BaseLibp2pError, OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+                return
+
+
+class Host:
+    """Listens, dials, and hands over link streams of admitted peers.
+
+    `on_link` handles an inbound stream and returns when the link is over. The gate is asked after every handshake,
+    before every dial, and again for every stream, since a connection outlives a change of the rules.
+    """
+
+    def __init__(
+        self,
+        seed: bytes,
+        *,
+        listen: Sequence[str],
+        gate: Gate,
+        on_link: Callable[[ByteStream], Awaitable[None]],
+    ) -> None:
+        self._listen = [Multiaddr(addr) for addr in listen]
+        self._gate = gate
+        self._on_link = on_link
+        self._refused: dict[str, trio.CancelScope] = {}
+        fixes.shorten_happy_eyeballs()
+        key_pair = create_new_key_pair(seed)
+        # A stock host also accepts plaintext; naming the security options is what forbids it.
+        self._host = new_host(
+            key_pair=key_pair,
+            sec_opt={NOISE: NoiseTransport(key_pair, noise_privkey=create_noise_key().private_key)},
+            muxer_opt={TProtocol(YAMUX): Yamux},
+            connection_config=ConnectionConfig(
+                max_connections=MAX_CONNECTIONS,
+                min_connections=0,
+                low_watermark=0,
+                high_watermark=MAX_CONNECTIONS,
+            ),
+        )
+        self.peer_id: str = str(self._host.get_id())
+        swarm = self._host.get_network()
+        fixes.dial_once(swarm)
+        fixes.bound_half_open(swarm)
+        fixes.release_inbound_slots(swarm)
+        fixes.report_go_away(swarm, self._went_away)
+        fixes.gate_connections(swarm, self._admit)
+        self._host.set_stream_handler(TProtocol(LINK_PROTOCOL), self._inbound)
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        """Listen while the block runs; raises FleetError when an address cannot be listened on."""
+        for addr in self._listen:
+            _check_free(addr)
+        async with self._host.run(listen_addrs=self._listen):
+            if len(self._host.get_addrs()) < len(self._listen):
+                raise FleetError(f"cannot listen on {', '.join(map(str, self._listen))}; is another agent running?")
+            yield
+
+    def addrs(self) -> tuple[str, ...]:
+        """Addresses others can dial, ending in /p2p/PEERID; 0.0.0.0 becomes this machine's own addresses."""
+        found: dict[str, None] = {}
+        for addr in self._host.get_addrs():
+            text = str(addr).split("/p2p/")[0]
+            parts = text.split("/")
+            if len(parts) == 5 and parts[2] in ("0.0.0.0", "::"):
+                for ip in _own_addresses(parts[1]):
+                    found[f"/{parts[1]}/{ip}/tcp/{parts[4]}/p2p/{self.peer_id}"] = None
+            else:
+                found[f"{text}/p2p/{self.peer_id}"] = None
+        return tuple(found)
+
+    def connected(self) -> tuple[str, ...]:
+        """PeerIDs with a live connection."""
+        return tuple(str(peer) for peer in self._host.get_connected_peers())
+
+    async def open_link(self, peer_id: str, addrs: Sequence[str], *, timeout: float) -> ByteStream:
+        """Dial a peer, one address after the other, and open its link stream.
+
+        Raises PeerRefusedError as soon as the other box says that our key is not allowed there, DeniedError when our
+        own gate does not allow its key, PeerUnreachableError when no address led to that key within `timeout`
+        seconds. Cancel-safe.
+        """
+        if not self._gate.allowed(peer_id):
+            raise DeniedError(f"this box does not allow {peer_id}; add the key to net.allow")
+        deadline = trio.current_time() + timeout
+        problems: list[str] = []
+        for index, addr in enumerate(addrs):
+            left = deadline - trio.current_time()
+            if left <= 0:
+                break
+            # Later addresses keep their share of the time when the first one swallows packets.
+            limit = left / (len(addrs) - index)
+            try:
+                return await self._dial(peer_id, addr, limit)
+            except PeerUnreachableError as error:
+                problems.append(f"{addr.split('/p2p/')[0]}: {error.message}")
+        raise PeerUnreachableError("; ".join(problems) or "no address is known")
+
+    async def _dial(self, peer_id: str, addr: str, limit: float) -> ByteStream:
+        peer = ID.from_string(peer_id)
+        address = Multiaddr(addr.split("/p2p/")[0])
+        swarm = self._host.get_network()
+        await fixes.forget_failures(swarm, peer)
+        fixes.use_one_address(self._host, peer, address)
+        scope = trio.CancelScope()
+        self._refused[peer_id] = scope
+        stream: Any = None
+        try:
+            with scope:
+                await fixes.bounded(limit, lambda: self._host.connect(PeerInfo(peer, [address])))
+                stream = await fixes.bounded(limit, lambda: self._host.new_stream(peer, [TProtocol(LINK_PROTOCOL)]))
+        except trio.TooSlowError:
+            raise PeerUnreachableError(f"no answer within {limit:.1f} s") from None
+        except (BaseLibp2pError, OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            if not scope.cancel_called:
+                raise PeerUnreachableError(_reason(error)) from error
+        finally:
+            if self._refused.get(peer_id) is scope:
+                del self._refused[peer_id]
+        if scope.cancel_called:
+            await self.disconnect(peer_id)
+            raise PeerRefusedError(
+                f"the other box refused our key; add {self.peer_id} to net.allow in its configuration",
+                details={"our_key": self.peer_id},
+            )
+        return LinkStream(stream)
+
+    async def disconnect(self, peer_id: str) -> None:
+        """Close every connection to a peer; takes 2 s at most."""
+        with trio.move_on_after(2):
+            try:
+                await self._host.disconnect(ID.from_string(peer_id))
+            except (BaseLibp2pError, OSError):
+                return
+
+    async def _inbound(self, stream: Any) -> None:
+        link = LinkStream(stream)
+        if not self._gate.admit(link.peer_id, "inbound", link.remote_addr):
+            await stream.reset()
+            return
+        await self._on_link(link)
+
+    def _admit(self, peer_id: str, direction: str, remote_addr: str) -> bool:
+        return self._gate.admit(peer_id, "outbound" if direction == "outbound" else "inbound", remote_addr)
+
+    def _went_away(self, peer_id: str, code: int) -> None:
+        scope = self._refused.get(peer_id)
+        if code == fixes.GATED and scope is not None:
+            scope.cancel()
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost text of a libp2p error, which says more than the layers around it."""
+    deepest = error
+    while deepest.__cause__ is not None:
+        deepest = deepest.__cause__
+    text = str(deepest) or type(deepest).__name__
+    return text.splitlines()[0][:200]
+
+
+def _check_free(addr: Multiaddr) -> None:
+    """libp2p logs a port in use and carries on; a box that nobody can reach should say so at once."""
+    parts = str(addr).split("/")
+    ip, port = parts[2], int(parts[4])
+    family = socket.AF_INET6 if parts[1] == "ip6" else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((ip, port))
+        except OSError as error:
+            raise FleetError(
+                f"cannot listen on {addr}: {error.strerror}; change net.listen or stop what uses it"
+            ) from None
+
+
+def _own_addresses(family: str) -> list[str]:
+    """This machine's addresses of a family, without link-local ones and those of container bridges."""
+    wanted = socket.AF_INET6 if family == "ip6" else socket.AF_INET
+    found = []
+    for name, entries in psutil.net_if_addrs().items():
+        if name.startswith(_VIRTUAL):
+            continue
+        for entry in entries:
+            if entry.family == wanted and not ipaddress.ip_address(entry.address.split("%")[0]).is_link_local:
+                found.append(entry.address)
+    return sorted(found, key=lambda ip: ipaddress.ip_address(ip).is_loopback)

