@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -98,6 +98,7 @@ class CompletionRequest(_Common):
 
 
 OpenAIRequest = ChatRequest | CompletionRequest
+_Body = TypeVar("_Body", ChatRequest, CompletionRequest)
 
 
 def parse_json(data: bytes) -> dict[str, Any]:
@@ -133,7 +134,7 @@ def parse_completion(data: bytes) -> CompletionRequest:
     return _validate(CompletionRequest, parse_json(data))
 
 
-def _validate(kind: type[Any], body: dict[str, Any]) -> Any:
+def _validate(kind: type[_Body], body: dict[str, Any]) -> _Body:
     fields = {}
     for name, value in body.items():
         if name in kind.model_fields:

@@ -1,0 +1,235 @@
+"""Health problems as data: a stable code, how bad it is, what it means and what to do about it. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
+
+Severity = Literal["info", "warning", "error"]
+
+#: A neighbour may be away this long before it is worth a word (seconds): restarts are not news.
+QUIET_DOWN: Final = 30.0
+_LOW_MEMORY: Final = 0.10
+
+
+@dataclass(frozen=True)
+class Warning:
+    """One problem. `remedy` is what a person can do now."""
+
+    code: str
+    severity: Severity
+    title: str
+    text: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class ModelFact:
+    """A model this box is configured to hold."""
+
+    name: str
+    state: str
+    error: str | None
+
+
+@dataclass(frozen=True)
+class PeerFact:
+    """A neighbour. `down_for` is seconds since its link broke or was first tried, None while it is connected."""
+
+    peer_id: str
+    name: str
+    state: str
+    last_error: str
+    down_for: float | None
+    version: str | None
+
+
+@dataclass(frozen=True)
+class KnockFact:
+    """A key that this box turned away, and how often."""
+
+    peer_id: str
+    remote_addr: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything the rules look at. `memory_free` is a fraction of all memory."""
+
+    peer_id: str
+    name: str
+    version: str
+    addrs: tuple[str, ...]
+    allowed: tuple[str, ...]
+    targets: tuple[str, ...]
+    mdns: bool
+    models: tuple[ModelFact, ...] = ()
+    peers: tuple[PeerFact, ...] = ()
+    knocks: tuple[KnockFact, ...] = ()
+    memory_free: float = 1.0
+
+
+def evaluate(facts: Facts) -> tuple[Warning, ...]:
+    """Every problem that the facts show, worst first."""
+    order = {"error": 0, "warning": 1, "info": 2}
+    found = [warning for rule in _RULES for warning in rule(facts)]
+    return tuple(sorted(found, key=lambda warning: order[warning.severity]))
+
+
+def _models_failed(facts: Facts) -> Iterator[Warning]:
+    for model in facts.models:
+        if model.state == "failed":
+            yield Warning(
+                "model_failed",
+                "error",
+                f"model {model.name} cannot be loaded",
+                model.error or "the engine gave no reason",
+                "mend or replace the file; it is tried again when the file changes",
+            )
+
+
+def _refused_by(facts: Facts) -> Iterator[Warning]:
+    for peer in facts.peers:
+        if peer.state == "refused":
+            yield Warning(
+                "refused_by_peer",
+                "error",
+                f"{peer.name} does not let this box in",
+                f"it answered that the key {facts.peer_id} is not allowed",
+                f"on {peer.name}, add to net.allow:  - key: {facts.peer_id}",
+            )
+        elif peer.state == "denied":
+            yield Warning(
+                "peer_not_allowed",
+                "error",
+                f"{peer.name} is configured as a peer but not allowed",
+                f"this box's own allow-list does not have {peer.peer_id}, so it is never dialled",
+                f"add to net.allow:  - key: {peer.peer_id}",
+            )
+
+
+def _unreachable(facts: Facts) -> Iterator[Warning]:
+    for peer in facts.peers:
+        if peer.state in ("unreachable", "connecting") and peer.down_for is not None and peer.down_for > QUIET_DOWN:
+            yield Warning(
+                "peer_unreachable",
+                "warning",
+                f"{peer.name} cannot be reached",
+                f"for {peer.down_for:.0f} s; last: {peer.last_error or 'no answer yet'}",
+                "is it on, is its agent running, does a firewall drop its port, is the address right?",
+            )
+
+
+def _knocking(facts: Facts) -> Iterator[Warning]:
+    for knock in facts.knocks:
+        if knock.peer_id not in facts.allowed:
+            yield Warning(
+                "unknown_key_knocks",
+                "warning",
+                "a box that is not allowed tries to connect",
+                f"key {knock.peer_id} from {knock.remote_addr or 'an unknown address'}, {knock.count} times",
+                f"if it is yours, add to net.allow:  - key: {knock.peer_id}",
+            )
+
+
+def _alone(facts: Facts) -> Iterator[Warning]:
+    if not facts.targets and not facts.mdns:
+        yield Warning(
+            "no_way_to_find_peers",
+            "warning",
+            "this box looks for nobody",
+            "net.peers is empty and net.mdns is off; others can still dial it",
+            "add addresses to net.peers, or set net.mdns: true",
+        )
+    if not facts.allowed:
+        yield Warning(
+            "nobody_allowed",
+            "warning",
+            "this box lets nobody in",
+            "net.allow is empty, so every other box is refused and none is dialled",
+            "add the keys of other boxes (`shoal id` there) to net.allow",
+        )
+
+
+def _own_key(facts: Facts) -> Iterator[Warning]:
+    if facts.peer_id in facts.allowed or facts.peer_id in facts.targets:
+        yield Warning(
+            "own_key_configured",
+            "warning",
+            "this box's own key stands in its configuration",
+            "a box does not talk to itself; was the identity file copied from another box?",
+            "if so, remove the copied identity and run `shoal init` for a new one",
+        )
+
+
+def _addresses(facts: Facts) -> Iterator[Warning]:
+    if facts.addrs and all(_is_loopback(addr) for addr in facts.addrs):
+        yield Warning(
+            "loopback_only",
+            "info",
+            "other machines cannot connect to this box",
+            f"it listens on {', '.join(addr.split('/p2p/')[0] for addr in facts.addrs)} only",
+            "set net.listen to /ip4/0.0.0.0/tcp/4210 unless this is meant",
+        )
+
+
+def _names(facts: Facts) -> Iterator[Warning]:
+    names = Counter([facts.name, *(peer.name for peer in facts.peers)])
+    for name, count in names.items():
+        if count > 1:
+            yield Warning(
+                "duplicate_name",
+                "info",
+                f"{count} boxes are called {name}",
+                "names are for people; routes and logs become ambiguous",
+                "give each box its own `name`",
+            )
+
+
+def _versions(facts: Facts) -> Iterator[Warning]:
+    for peer in facts.peers:
+        if peer.version is not None and peer.version != facts.version:
+            yield Warning(
+                "version_skew",
+                "info",
+                f"{peer.name} runs {peer.version}",
+                f"this box runs {facts.version}",
+                "update the older one",
+            )
+
+
+def _memory(facts: Facts) -> Iterator[Warning]:
+    if facts.memory_free < _LOW_MEMORY:
+        yield Warning(
+            "low_memory",
+            "warning",
+            "memory is nearly used up",
+            f"{facts.memory_free:.0%} of it is free",
+            "hold smaller models here, or lower engine.context_tokens",
+        )
+
+
+def _is_loopback(addr: str) -> bool:
+    parts = addr.split("/")
+    try:
+        return ipaddress.ip_address(parts[2]).is_loopback
+    except (ValueError, IndexError):
+        return False
+
+
+_RULES: Final[tuple[Callable[[Facts], Iterator[Warning]], ...]] = (
+    _models_failed,
+    _refused_by,
+    _unreachable,
+    _knocking,
+    _alone,
+    _own_key,
+    _addresses,
+    _names,
+    _versions,
+    _memory,
+)
