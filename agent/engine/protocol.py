@@ -8,7 +8,6 @@ with steps, not with steps times sequences.
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -158,8 +157,7 @@ def encode(message: Message) -> bytes:
 def decode(body: bytes) -> Message:
     """One frame's body as a message. Raises ProtocolError for anything that is not one of this version."""
     try:
-        # No indefinite nesting: the deepest message is an array in an array in an array.
-        loaded = cbor2.CBORDecoder(io.BytesIO(body), max_depth=_MAX_DEPTH).decode()
+        loaded = cbor2.loads(body, max_depth=_MAX_DEPTH)
     except (cbor2.CBORDecodeError, ValueError, RecursionError, OverflowError, MemoryError) as error:
         raise ProtocolError(f"a frame is not CBOR: {error}") from None
     match loaded:
@@ -239,6 +237,6 @@ def _checked(message: str, name: str, kind: str, value: Any) -> Any:
             _is_str(k) and _is_int(v) for k, v in value.items()
         ):
             return value
-        case _ if kind.startswith("Literal[") and isinstance(value, str) and f'"{value}"' in kind:
+        case _ if kind.startswith("Literal[") and isinstance(value, str) and repr(value) in kind:
             return value
     raise ProtocolError(f"{message}: {name} is not of type {kind}")

@@ -87,7 +87,13 @@ async def _http_error(request: Request, error: Exception) -> Response:
     """Starlette's own errors (404, 405) in the shape of all others."""
     status = error.status_code if isinstance(error, HTTPException) else 500
     message = {404: "there is no such endpoint", 405: "this endpoint does not take that method"}.get(status, "error")
-    body: dict[str, object] = {"message": message, "type": "invalid_request_error", "param": None, "code": f"http_{status}", "details": {}}
+    body: dict[str, object] = {
+        "message": message,
+        "type": "invalid_request_error",
+        "param": None,
+        "code": f"http_{status}",
+        "details": {},
+    }
     headers = error.headers if isinstance(error, HTTPException) else None
     return JSONResponse({"error": body}, status_code=status, headers=headers)
 

@@ -1,4 +1,4 @@
-"""What the HTTP side needs from a running agent."""
+"""What the HTTP face asks of the agent behind it; the composition root implements it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from agent.jobs.job import Emit, Job
 
 @dataclass(frozen=True)
 class Holder:
-    """A box that holds a model. `decode_rate` is tokens per second, None until measured."""
+    """A box that holds a model. `decode_rate` is in tokens per second, None until measured."""
 
     peer_id: str
     name: str
@@ -22,7 +22,7 @@ class Holder:
 
 @dataclass(frozen=True)
 class ModelListing:
-    """A model that can be asked for here, and every box that is known to hold it."""
+    """One model that can be asked for, by content hash, with every box that holds it."""
 
     name: str
     hash: str
@@ -32,26 +32,29 @@ class ModelListing:
 
 @dataclass(frozen=True)
 class Readiness:
-    """Whether this box takes requests, and if not, why."""
+    """Whether the box takes jobs now, and if not, every reason in words."""
 
     ready: bool
     reasons: tuple[str, ...]
 
 
 class Services(Protocol):
-    """The agent as seen from HTTP; all but `run` return at once."""
+    """One running agent, as seen by the HTTP API."""
 
     def models(self) -> Sequence[ModelListing]:
-        """Every model held here or by a connected peer."""
+        """Models held here or by a connected peer, one entry a hash."""
 
     def self_facts(self) -> Mapping[str, object]:
-        """This box, as `/v1/fleet/self` shows it."""
+        """This box: identity, addresses, state, models, warnings, counters."""
 
     def peer_facts(self) -> Sequence[Mapping[str, object]]:
-        """The other boxes, as `/v1/fleet/peers` shows them."""
+        """Every box this one is linked to, dials, or has heard."""
 
     def readiness(self) -> Readiness:
-        """What `/readyz` answers."""
+        """Whether jobs are taken now."""
 
     async def run(self, job: Job, emit: Emit) -> None:
-        """Run a job; raises AgentError or FleetError, and stops when it is cancelled."""
+        """Run a job, calling `emit` with each event in order; returns after its Finished.
+
+        Raises AgentError or FleetError. Cancelling ends the job wherever it runs.
+        """

@@ -13,8 +13,8 @@ from fleet.errors import FleetError
 from fleet.net.dialler import Dialler, Neighbour
 from fleet.net.discovery import discover
 from fleet.net.gate import Gate
-from fleet.net.host import ByteStream, Host
-from fleet.net.link import Link, run_link
+from fleet.net.host import Host
+from fleet.net.link import ByteStream, Link, run_link
 from fleet.net.messages import Hello
 from fleet.net.rpc import Router
 

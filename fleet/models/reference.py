@@ -1,0 +1,30 @@
+"""What people and boxes call a model: a content hash, or a name. Pure.
+
+A content hash is `sha256:` and 64 hex digits. A name is compared in its canonical form: lower case, without folders
+and without `.gguf`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+_HASH: Final = re.compile(r"sha256:[0-9a-f]{64}")
+_SUFFIX: Final = ".gguf"
+
+
+def is_hash(reference: str) -> bool:
+    """Whether a reference is a content hash; everything else is a name."""
+    return _HASH.fullmatch(reference) is not None
+
+
+def canonical_name(name: str) -> str:
+    """The form in which names are compared and shown: of a file name its stem, lower case."""
+    return name.rsplit("/", 1)[-1].lower().removesuffix(_SUFFIX)
+
+
+def matches(reference: str, *, model_hash: str, name: str) -> bool:
+    """Whether a reference means the model with this content hash and name."""
+    if is_hash(reference):
+        return reference == model_hash
+    return canonical_name(reference) == canonical_name(name)
