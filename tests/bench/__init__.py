@@ -1,1 +1,1 @@
-"""Side-by-side measurements: ratios within one run, against limits. `make bench` runs them; docs/benchmarks.md tells."""
+"""Side-by-side measurements: ratios within one run, against limits. `make bench` runs them; see docs/benchmarks.md."""

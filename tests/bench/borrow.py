@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import tempfile
@@ -48,7 +49,7 @@ def ask(box: Agent, client: httpx.Client, question: str = QUESTION) -> Answer:
         for line in response.iter_lines():
             if '"content":"' in line and '"content":""' not in line:
                 times.append(time.perf_counter() - began)
-    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(times)]
     return Answer(times[0], (len(times) - 1) / (times[-1] - times[0]), gaps)
 
 

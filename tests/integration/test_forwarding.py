@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -223,15 +222,15 @@ def test_b18_resume_goes_on_on_another_box_and_says_so(tmp_path: Path) -> None:
         for box in (one, two):
             ask(box, max_tokens=2)
         wait_until(lambda: sum(p["connected"] for p in peers(sensor)) == 2)
-        with httpx.Client() as client:
-            with streaming(client, sensor, max_tokens=120, headers={"X-Shoal-On-Interrupt": "resume"}) as response:
-                first = response.headers["x-shoal-served-by"]
-                stream = Stream(response)
-                for _ in range(3):
-                    assert stream.next_text()
-                (one if first == "jetson-1" else two).kill()
-                while stream.next_text():
-                    pass
+        headers = {"X-Shoal-On-Interrupt": "resume"}
+        with httpx.Client() as client, streaming(client, sensor, max_tokens=120, headers=headers) as response:
+            first = response.headers["x-shoal-served-by"]
+            stream = Stream(response)
+            for _ in range(3):
+                assert stream.next_text()
+            (one if first == "jetson-1" else two).kill()
+            while stream.next_text():
+                pass
         assert stream.error is None
         assert stream.done
         resumed = [c["shoal"] for c in stream.chunks if "resumed_from" in c.get("shoal", {})]
@@ -290,7 +289,7 @@ def test_b16_b27_what_a_peer_may_not_send(tmp_path: Path) -> None:
                 assert "Traceback" not in error.message
             events, error = await me.infer(box, request_body("stranger"))
             assert error is None
-            assert [e["type"] for e in events][0] == "started"
+            assert events[0]["type"] == "started"
             assert events[-1]["type"] == "finished"
 
     with agents(tmp_path, {"jetson-1": holding_smollm2()}) as (box,):
@@ -429,13 +428,13 @@ def test_a_killed_agent_leaves_no_orphan(tmp_path: Path) -> None:
 def children_of(pid: int) -> list[int]:
     """Live child processes of a process."""
     found = []
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
             continue
         try:
-            fields = Path(f"/proc/{entry}/stat").read_text().rsplit(")", 1)[1].split()
+            fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
         except OSError:
             continue
         if int(fields[1]) == pid and fields[0] != "Z":
-            found.append(int(entry))
+            found.append(int(entry.name))
     return found
