@@ -1,95 +1,99 @@
-"""Who may use the HTTP endpoint: an API key, or being on this very machine without a browser in between."""
+"""Who may use the HTTP API: holders of a key, or, on loopback without one, programs of this box alone."""
 
 from __future__ import annotations
 
 import hmac
 import ipaddress
 import stat
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
-from agent.config import HttpConfig
-from agent.errors import AgentError, ConfigError, UnauthorizedError
+from agent.errors import ConfigError, UnauthorizedError
+from agent.http.errors import ForbiddenError
+from agent.http.exchange import Exchange
 
-_LOCAL_NAMES: Final = ("localhost", "127.0.0.1", "[::1]")
-#: Answered without a key: they say nothing but whether the process lives and is ready.
+#: Paths that tell nothing but life and readiness; container health checks have no key.
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
+MAX_KEY_FILE: Final = 64 * 1024
 
 
-class DeniedHostError(AgentError):
-    """A request that came through a foreign name or from a foreign page: a browser was tricked into sending it."""
+def read_keys(path: Path) -> tuple[bytes, ...]:
+    """The API keys in a file, one a line; empty lines and those that start with # are skipped.
 
-    code = "denied"
-
-
-def listen_address(listen: str) -> tuple[str, int]:
-    """Host and port of `http.listen`; raises ConfigError if it is not HOST:PORT."""
-    host, _, port = listen.rpartition(":")
-    host = host.strip("[]")
-    if not host or not port.isdigit():
-        raise ConfigError(f"http.listen {listen!r} is not HOST:PORT")
-    return host, int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a listener on `host`."""
-    return host == "localhost" or ipaddress.ip_address(host).is_loopback
-
-
-def load_keys(config: HttpConfig) -> tuple[bytes, ...]:
-    """The API keys; empty where none are needed.
-
-    Raises ConfigError when the endpoint is open to others without a key, or the file is readable by others.
+    Raises ConfigError where the file is missing, readable by others than its owner, too large or without a key.
     """
-    host, _ = listen_address(config.listen)
-    if config.api_key_file is None:
-        if not is_loopback(host):
-            raise ConfigError(
-                f"http.listen {config.listen} can be reached from other machines; set http.api_key_file to a file"
-                " with a key in it (mode 0600), or listen on 127.0.0.1"
-            )
-        return ()
-    return _read_keys(config.api_key_file)
-
-
-def _read_keys(path: Path) -> tuple[bytes, ...]:
     try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-        lines = path.read_bytes()[: 64 * 1024].splitlines()
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(path.stat().st_mode)
+            text = file.read(MAX_KEY_FILE + 1)
     except OSError as error:
-        raise ConfigError(f"cannot read http.api_key_file {path}: {error.strerror}") from None
+        raise ConfigError(f"http.api_key_file {path} cannot be read: {error.strerror}") from None
     if mode & 0o077:
-        raise ConfigError(f"others can read the API keys in {path} (mode {mode:04o}); run: chmod 600 {path}")
-    keys = tuple(line.strip() for line in lines if line.strip() and not line.startswith(b"#"))
-    if not keys or any(len(key) < 16 for key in keys):
-        raise ConfigError(f"{path} must hold one API key a line, each of at least 16 characters")
+        raise ConfigError(f"http.api_key_file {path} can be read by others (mode {mode:04o}); run: chmod 600 {path}")
+    if len(text) > MAX_KEY_FILE:
+        raise ConfigError(f"http.api_key_file {path} is larger than {MAX_KEY_FILE} bytes; it holds one key a line")
+    lines = [line.strip() for line in text.splitlines()]
+    keys = tuple(line for line in lines if line and not line.startswith(b"#"))
+    if not keys:
+        raise ConfigError(f"http.api_key_file {path} has no key; write one a line, such as from: openssl rand -hex 32")
     return keys
 
 
-def check(path: str, headers: Mapping[str, str], keys: tuple[bytes, ...]) -> None:
-    """Raise UnauthorizedError or DeniedHostError unless the request may proceed.
-
-    Without keys the endpoint is on loopback, and the danger is a web page that makes this machine's browser call it:
-    a foreign Host (DNS rebinding) or Origin is refused.
-    """
-    if path in OPEN_PATHS:
-        return
-    if keys:
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        matches = [hmac.compare_digest(given.strip().encode("utf-8", "replace"), key) for key in keys]
-        if scheme.lower() != "bearer" or not any(matches):
-            raise UnauthorizedError("a valid API key is needed: send 'Authorization: Bearer KEY'")
-        return
-    if not _is_local_name(headers.get("host", "")):
-        raise DeniedHostError("this endpoint answers to localhost and 127.0.0.1 only; set http.api_key_file to open it")
-    origin = headers.get("origin")
-    if origin is not None and not _is_local_name(origin.partition("://")[2]):
-        raise DeniedHostError("requests from web pages of other origins are not answered")
+def is_loopback(host: str) -> bool:
+    """True for `localhost` and for addresses that never leave this machine."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
-def _is_local_name(authority: str) -> bool:
-    name, separator, port = authority.rpartition(":")
-    if not separator or not port.isdigit():
-        name = authority
-    return name.lower() in _LOCAL_NAMES
+class Gate:
+    """Decides whether a request may go on. With keys, one of them is required; without, see `_local_only`."""
+
+    def __init__(self, keys: tuple[bytes, ...]) -> None:
+        self._keys = keys
+
+    def check(self, exchange: Exchange) -> None:
+        """Raise UnauthorizedError or ForbiddenError where the request must not go on."""
+        if exchange.path in OPEN_PATHS:
+            return
+        if self._keys:
+            self._check_key(exchange.header("authorization"))
+        else:
+            _local_only(exchange)
+
+    def _check_key(self, header: str | None) -> None:
+        scheme, _, given = (header or "").partition(" ")
+        if scheme.lower() != "bearer" or not given.strip():
+            raise UnauthorizedError("this box needs an API key: send Authorization: Bearer KEY")
+        candidate = given.strip().encode("latin-1")
+        # Every key is compared, in constant time each: how long it takes tells nothing.
+        if not sum(hmac.compare_digest(candidate, key) for key in self._keys):
+            raise UnauthorizedError("the API key is not one of this box's; see http.api_key_file on the box")
+
+
+def _local_only(exchange: Exchange) -> None:
+    """Refuse what a web page can make a browser send to loopback: by a name of its own, or from a foreign origin."""
+    host = _hostname("//" + (exchange.header("host") or ""))
+    if host is None or not is_loopback(host):
+        raise ForbiddenError(
+            "without an API key this box answers only under localhost, 127.0.0.1 or [::1], so that no web page can"
+            " reach it under a name of its own; use one of these in the URL, or set http.api_key_file"
+        )
+    origin = exchange.header("origin")
+    if origin is not None:
+        origin_host = _hostname(origin)
+        if origin_host is None or not is_loopback(origin_host):
+            raise ForbiddenError(
+                "without an API key this box does not answer web pages of other origins; set http.api_key_file"
+            )
+
+
+def _hostname(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None

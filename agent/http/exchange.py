@@ -66,7 +66,7 @@ class Exchange:
             raise _too_large()
         chunks: list[bytes] = []
         size = 0
-        with trio.move_on_after(BODY_TIMEOUT):
+        with trio.move_on_after(BODY_TIMEOUT) as limit:
             while not self._complete:
                 message = await self._next()
                 if message["type"] == "http.disconnect":
@@ -75,8 +75,9 @@ class Exchange:
                 if size > MAX_BODY:
                     raise _too_large()
                 chunks.append(message.get("body", b""))
-            return b"".join(chunks)
-        raise RequestTimeoutError(f"the request body did not arrive within {BODY_TIMEOUT:g} s; nothing was run")
+        if limit.cancelled_caught:
+            raise RequestTimeoutError(f"the request body did not arrive within {BODY_TIMEOUT:g} s; nothing was run")
+        return b"".join(chunks)
 
     async def wait_gone(self) -> None:
         """Return when the client has closed the connection. To be used only after the body has been read."""

@@ -1,212 +1,273 @@
-"""The OpenAI request bodies this box understands, and their translation into jobs.
+"""Requests of the OpenAI API as this box accepts them, and their translation into jobs.
 
-A field that asks for something Shoal does not do is refused by name rather than ignored; one that asks for nothing
-(a penalty of 0, an empty logit_bias) is accepted.
+Where OpenAI's defaults suit its own models, those of `Sampling` (temperature 0.8, top_p 0.95) are used here: small
+models ramble at 1.0. As with OpenAI, a completion without `max_tokens` ends after 16 tokens and a chat when the model
+ends it or the context is full.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
-from collections.abc import Mapping
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError, from_json
 
-from agent.errors import BadRequestError, RequestTooLargeError
-from fleet.net.messages import MAX_MODEL_NAME, MAX_PROMPT_BYTES, MAX_STOPS, ChatMessage, InferRequest, Sampling
-
-MAX_JSON_DEPTH: Final = 64
-
-#: Fields of the OpenAI API that are known and not supported, with the values that ask for nothing.
-_ASKS_FOR_NOTHING: Final[Mapping[str, tuple[Any, ...]]] = {
-    "audio": (None,),
-    "best_of": (None, 1),
-    "echo": (None, False),
-    "frequency_penalty": (None, 0),
-    "function_call": (None, "none"),
-    "functions": (None, []),
-    "logit_bias": (None, {}),
-    "logprobs": (None, False),
-    "modalities": (None, ["text"]),
-    "n": (None, 1),
-    "parallel_tool_calls": (None, True, False),
-    "prediction": (None,),
-    "presence_penalty": (None, 0),
-    "reasoning_effort": (None,),
-    "response_format": (None, {"type": "text"}),
-    "suffix": (None, ""),
-    "tool_choice": (None, "none", "auto"),
-    "tools": (None, []),
-    "top_logprobs": (None, 0),
-    "verbosity": (None,),
-    "web_search_options": (None,),
-}
-#: Fields that are about the caller's account or bookkeeping and change nothing about the answer.
-_IGNORED: Final = frozenset(
-    {"metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user", "prompt_cache_retention"}
+from agent.errors import BadRequestError
+from agent.http import openai_fields
+from agent.http.exchange import text_of
+from agent.http.openai_fields import supported_only
+from agent.jobs.job import POLICIES, Job, OnInterrupt
+from agent.routing.decide import Policy
+from fleet.net.messages import (
+    MAX_MESSAGES,
+    MAX_MODEL_NAME,
+    MAX_PROMPT_BYTES,
+    MAX_STOPS,
+    ChatMessage,
+    InferRequest,
+    Sampling,
 )
 
+Kind = Literal["chat", "completion"]
 
-class StreamOptions(BaseModel):
-    """`stream_options`; `include_usage` adds a last chunk with token counts."""
+#: OpenAI's own default for /v1/completions.
+COMPLETION_MAX_TOKENS: Final = 16
+#: The range of explicit seeds: 2**32 - 1 itself is llama.cpp's "choose one at random".
+SEEDS: Final = (1 << 32) - 1
+#: top_p 0 means the most likely token alone; the sampler needs a number above 0 for that.
+LEAST_TOP_P: Final = 1e-6
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+ON_INTERRUPT: Final[tuple[OnInterrupt, ...]] = ("error", "resume")
+_TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request that has been understood: the job, and how the answer is to be sent."""
+
+    job: Job
+    kind: Kind
+    stream: bool
+    include_usage: bool
+
+
+class _Model(BaseModel):
+    # No silent conversions: "0.5" is not a number, true is not 1.
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class StreamOptions(_Model):
+    """What a stream carries besides text."""
+
     include_usage: bool = False
+    include_obfuscation: Literal[False] = False
 
 
-class _Common(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class _Request(_Model):
     model: str = Field(min_length=1, max_length=MAX_MODEL_NAME)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(default=None, ge=1, le=1 << 30)
     temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
-    top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
-    seed: int | None = Field(default=None, ge=-(1 << 63), lt=1 << 64)
-    stop: str | list[str] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    top_p: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    seed: int | None = None
+    stop: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field(default=[], max_length=MAX_STOPS)
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_stop(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
 
 
-class TextPart(BaseModel):
-    """One text part of a message's content."""
+class Message(_Model):
+    """One turn of a chat. Text parts are joined by a line break."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
-    type: Literal["text"]
-    text: str
-
-
-class Message(BaseModel):
-    """One message of a chat."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str
+
+    @field_validator("role", mode="before")
+    @classmethod
+    def _no_tools(cls, value: object) -> object:
+        if value in ("tool", "function"):
+            raise PydanticCustomError("unsupported", "tools are not supported, so there are no messages from them")
+        return value
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _joined(cls, value: object) -> object:
+        if not isinstance(value, list):
+            return value
+        texts = []
+        for index, part in enumerate(value):
+            kind = part.get("type") if isinstance(part, dict) else None
+            text = part.get("text") if isinstance(part, dict) else None
+            if kind != "text":
+                shown = repr(kind)[:40] if isinstance(kind, str) else "an unknown type"
+                raise PydanticCustomError(
+                    "part", "part {index} is of type {kind}; only text is supported", {"index": index, "kind": shown}
+                )
+            if not isinstance(text, str) or set(part) - {"type", "text"}:
+                raise PydanticCustomError(
+                    "part", "part {index} must have a text and nothing else beside its type", {"index": index}
+                )
+            texts.append(text)
+        return "\n".join(texts)
 
 
-class ChatRequest(_Common):
+class ChatRequest(_Request):
     """Body of POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1, max_length=1024)
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(default=None, ge=1, le=1 << 30)
 
 
-class CompletionRequest(_Common):
+class CompletionRequest(_Request):
     """Body of POST /v1/completions."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)]
+    prompt: str = Field(min_length=1)
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _single(cls, value: object) -> object:
+        if isinstance(value, list):
+            if len(value) == 1 and isinstance(value[0], str):
+                return value[0]
+            raise PydanticCustomError("prompt", "must be one string, or a list of exactly one")
+        return value
 
 
-OpenAIRequest = ChatRequest | CompletionRequest
-_Body = TypeVar("_Body", ChatRequest, CompletionRequest)
-
-
-def parse_json(data: bytes) -> dict[str, Any]:
-    """A request body as a JSON object; raises BadRequestError that says where it is wrong."""
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadRequestError(f"the body is not UTF-8 (byte {error.start})") from None
-    if not text.strip():
-        raise BadRequestError("the body is empty; send a JSON object")
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
+def parse_chat(body: bytes, header: Callable[[str], str | None], job_id: str) -> Asked:
+    """Understand a chat request; raises BadRequestError that names the field."""
+    fields = supported_only(_object(body), ChatRequest.model_fields, openai_fields.CHAT)
+    messages = fields.get("messages")
+    if isinstance(messages, list) and len(messages) <= MAX_MESSAGES:
+        fields["messages"] = [_message_fields(index, message) for index, message in enumerate(messages)]
+    request = _validate(ChatRequest, fields)
+    if sum(len(message.content.encode()) for message in request.messages) > MAX_PROMPT_BYTES:
+        raise _prompt_too_long("messages")
+    ask = request.max_completion_tokens
+    if ask is not None and request.max_tokens not in (None, ask):
         raise BadRequestError(
-            f"the body is not valid JSON: {error.msg} at line {error.lineno} column {error.colno}"
-        ) from None
-    except (RecursionError, ValueError):
-        raise BadRequestError(
-            f"the body nests deeper than {MAX_JSON_DEPTH} levels or holds a number too large"
-        ) from None
+            "max_tokens and max_completion_tokens differ; send one of them", details={"param": "max_tokens"}
+        )
+    infer = InferRequest(
+        job=job_id,
+        kind="chat",
+        model=request.model,
+        messages=tuple(ChatMessage(role=message.role, content=message.content) for message in request.messages),
+        sampling=_sampling(request, ask if ask is not None else request.max_tokens),
+        traceparent=traceparent_of(header("traceparent")),
+    )
+    return _asked(request, infer, header)
+
+
+def parse_completion(body: bytes, header: Callable[[str], str | None], job_id: str) -> Asked:
+    """Understand a completion request; raises BadRequestError that names the field."""
+    fields = supported_only(_object(body), CompletionRequest.model_fields, openai_fields.COMPLETION)
+    request = _validate(CompletionRequest, fields)
+    if len(request.prompt.encode()) > MAX_PROMPT_BYTES:
+        raise _prompt_too_long("prompt")
+    infer = InferRequest(
+        job=job_id,
+        kind="completion",
+        model=request.model,
+        prompt=request.prompt,
+        sampling=_sampling(request, request.max_tokens or COMPLETION_MAX_TOKENS),
+        traceparent=traceparent_of(header("traceparent")),
+    )
+    return _asked(request, infer, header)
+
+
+def seed_of(asked: int) -> int:
+    """Any integer as a seed of the sampler: itself where it fits, else one that always is the same for it."""
+    if 0 <= asked < SEEDS:
+        return asked
+    return int.from_bytes(hashlib.sha256(str(asked).encode()).digest()[:8], "big") % SEEDS
+
+
+def traceparent_of(header: str | None) -> str | None:
+    """A W3C traceparent as it came; None where there is none or it is malformed, which the standard says to ignore."""
+    return header if header is not None and _TRACEPARENT.fullmatch(header) else None
+
+
+def _asked(request: _Request, infer: InferRequest, header: Callable[[str], str | None]) -> Asked:
+    if request.stream_options is not None and not request.stream:
+        raise BadRequestError("stream_options is only allowed when stream is true", details={"param": "stream_options"})
+    policy: Policy = _choice(header, "X-Shoal-Offload", POLICIES, "prefer")
+    on_interrupt: OnInterrupt = _choice(header, "X-Shoal-On-Interrupt", ON_INTERRUPT, "error")
+    usage = request.stream_options is not None and request.stream_options.include_usage
+    return Asked(Job(infer, policy, on_interrupt), infer.kind, request.stream, usage)
+
+
+C = TypeVar("C", bound=str)
+
+
+def _choice(header: Callable[[str], str | None], name: str, values: tuple[C, ...], default: C) -> C:
+    given = header(name.lower())
+    if given is None:
+        return default
+    for value in values:
+        if given.strip().lower() == value:
+            return value
+    raise BadRequestError(
+        f"{name} must be one of {', '.join(values)}; not {given[:40]!r}",
+        details={"param": name, "allowed": list(values)},
+    )
+
+
+def _object(body: bytes) -> dict[str, object]:
+    text = text_of(body)
+    try:
+        value: Any = from_json(text, allow_inf_nan=False)
+    except ValueError as error:
+        # The parser's own message ends with line and column; it bounds nesting at 200 and digits at 4300.
+        raise BadRequestError(f"the body is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise BadRequestError("the body must be a JSON object")
     return value
 
 
-def parse_chat(data: bytes) -> ChatRequest:
-    """Validate the body of a chat completion; raises BadRequestError naming the field."""
-    return _validate(ChatRequest, parse_json(data))
+def _message_fields(index: int, message: object) -> object:
+    if not isinstance(message, dict):
+        return message
+    fields = supported_only(message, Message.model_fields, openai_fields.MESSAGE, f"messages.{index}.")
+    if message.get("role") == "assistant" and message.get("content") is None:
+        fields["content"] = ""
+    return fields
 
 
-def parse_completion(data: bytes) -> CompletionRequest:
-    """Validate the body of a completion; raises BadRequestError naming the field."""
-    return _validate(CompletionRequest, parse_json(data))
+M = TypeVar("M", bound=_Request)
 
 
-def _validate(kind: type[_Body], body: dict[str, Any]) -> _Body:
-    fields = {}
-    for name, value in body.items():
-        if name in kind.model_fields:
-            fields[name] = value
-        elif name in _ASKS_FOR_NOTHING:
-            if value not in _ASKS_FOR_NOTHING[name]:
-                raise BadRequestError(f"{name!r} is not supported here; leave it out", details={"param": name})
-        elif name not in _IGNORED:
-            near = difflib.get_close_matches(name, kind.model_fields, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise BadRequestError(f"unknown field {name[:64]!r}{hint}", details={"param": name[:64]})
+def _validate(kind: type[M], fields: Mapping[str, object]) -> M:
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BadRequestError(f"{where}: {first['msg']}", details={"param": where}) from None
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    param = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        hint = "; GET /v1/models lists what there is" if param == "model" else ""
+        raise BadRequestError(f"{param} is required{hint}", details={"param": param})
+    raise BadRequestError(f"{param}: {first['msg']}", details={"param": param})
 
 
-def to_infer_request(body: OpenAIRequest, job: str, traceparent: str | None) -> InferRequest:
-    """The job a body asks for. Raises BadRequestError or RequestTooLargeError for what does not fit its limits."""
-    sampling = _sampling(body)
-    if isinstance(body, CompletionRequest):
-        prompt = body.prompt if isinstance(body.prompt, str) else body.prompt[0]
-        _check_size(len(prompt.encode("utf-8", "surrogatepass")))
-        return InferRequest(
-            job=job,
-            kind="completion",
-            model=body.model,
-            prompt=_clean(prompt),
-            sampling=sampling,
-            traceparent=traceparent,
-        )
-    messages = tuple(ChatMessage(role=m.role, content=_clean(_text_of(m))) for m in body.messages)
-    _check_size(sum(len(message.content.encode()) for message in messages))
-    return InferRequest(
-        job=job, kind="chat", model=body.model, messages=messages, sampling=sampling, traceparent=traceparent
-    )
-
-
-def _sampling(body: OpenAIRequest) -> Sampling:
-    limit = body.max_tokens
-    if isinstance(body, ChatRequest) and body.max_completion_tokens is not None:
-        limit = body.max_completion_tokens
-    stop = [body.stop] if isinstance(body.stop, str) else (body.stop or [])
-    stop = [text for text in stop if text]
-    if len(stop) > MAX_STOPS or any(len(text) > 256 for text in stop):
-        raise BadRequestError(f"stop: at most {MAX_STOPS} strings of 256 characters", details={"param": "stop"})
-    chosen: dict[str, Any] = {"max_tokens": limit, "stop": tuple(_clean(text) for text in stop)}
-    if body.temperature is not None:
-        chosen["temperature"] = body.temperature
-    if body.top_p is not None:
-        chosen["top_p"] = body.top_p
-    if body.seed is not None:
-        chosen["seed"] = body.seed % (1 << 32)
+def _sampling(request: _Request, max_tokens: int | None) -> Sampling:
+    chosen: dict[str, Any] = {"max_tokens": max_tokens, "stop": tuple(request.stop)}
+    if request.temperature is not None:
+        chosen["temperature"] = request.temperature
+    if request.top_p is not None:
+        chosen["top_p"] = max(request.top_p, LEAST_TOP_P)
+    if request.seed is not None:
+        chosen["seed"] = seed_of(request.seed)
     return Sampling(**chosen)
 
 
-def _text_of(message: Message) -> str:
-    if isinstance(message.content, str):
-        return message.content
-    return "".join(part.text for part in message.content)
-
-
-def _clean(text: str) -> str:
-    """JSON can carry lone surrogates, which no tokenizer takes."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _check_size(size: int) -> None:
-    if size > MAX_PROMPT_BYTES - 64 * 1024:
-        limit = MAX_PROMPT_BYTES - 64 * 1024
-        raise RequestTooLargeError(
-            f"the prompt has {size} bytes, the limit is {limit}", details={"bytes": size, "limit_bytes": limit}
-        )
+def _prompt_too_long(param: str) -> BadRequestError:
+    return BadRequestError(
+        f"the prompt is larger than the limit of {MAX_PROMPT_BYTES} bytes (1 MiB)",
+        details={"param": param, "limit_bytes": MAX_PROMPT_BYTES},
+    )

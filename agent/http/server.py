@@ -1,27 +1,28 @@
-"""The HTTP server: routes, the checks that come before them, and its life inside the agent's nursery."""
+"""The HTTP server: routes, the order in which a request is checked, and its life from bind to close."""
 
 from __future__ import annotations
 
-import socket
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 import trio
+from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config as HypercornConfig
-from hypercorn.trio import serve as hypercorn_serve
-from starlette.applications import Starlette
-from starlette.datastructures import Headers
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.routing import Route, Router
 
 from agent.config import HttpConfig
-from agent.errors import AgentError, ConfigError
-from agent.http.auth import check, listen_address, load_keys
-from agent.http.errors import error_response
-from agent.http.openai_api import chat_endpoint, completion_endpoint, model_by_id, model_list
+from agent.errors import ConfigError
+from agent.http.auth import Gate, is_loopback, read_keys
+from agent.http.connections import ClientStream, Connections
+from agent.http.errors import MethodNotAllowedError, NotFoundError, internal, problem_of
+from agent.http.exchange import ClientGoneError, Exchange, Receive, Scope, Send
+from agent.http.fleet_api import FleetApi
+from agent.http.openai_api import OpenAIApi, new_job_id
 from agent.http.services import Services
 
 if TYPE_CHECKING:
@@ -29,73 +30,85 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("shoal.http")
 
-_MAX_CONNECTIONS: Final = 512
-_KEEP_ALIVE: Final = 30.0
-_READ_TIMEOUT: Final = 60
+#: Seconds a connection may be idle, or take to send the head of a request.
+IDLE_TIMEOUT: Final = 30.0
+#: Bytes of the head of a request.
+MAX_HEAD: Final = 32 * 1024
+_EXCHANGE: Final = "shoal.exchange"
+
+Handler = Callable[[Exchange], Awaitable[None]]
 
 
-def application(services: Services, keys: tuple[bytes, ...]) -> ASGIApp:
-    """The whole API as one ASGI application."""
+class _Endpoint:
+    """A handler as the router calls it."""
 
-    async def fleet_self(request: Request) -> Response:
-        return JSONResponse(dict(services.self_facts()))
-
-    async def fleet_peers(request: Request) -> Response:
-        return JSONResponse({"peers": [dict(peer) for peer in services.peer_facts()]})
-
-    async def healthz(request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
-
-    async def readyz(request: Request) -> Response:
-        state = services.readiness()
-        return JSONResponse(
-            {"ready": state.ready, "reasons": list(state.reasons)}, status_code=200 if state.ready else 503
-        )
-
-    routes = [
-        Route("/v1/chat/completions", chat_endpoint(services), methods=["POST"]),
-        Route("/v1/completions", completion_endpoint(services), methods=["POST"]),
-        Route("/v1/models", model_list(services)),
-        Route("/v1/models/{id:path}", model_by_id(services)),
-        Route("/v1/fleet/self", fleet_self),
-        Route("/v1/fleet/peers", fleet_peers),
-        Route("/healthz", healthz),
-        Route("/readyz", readyz),
-    ]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
-    return _Guard(app, keys)
-
-
-class _Guard:
-    """Asks for the key before anything of a request is looked at."""
-
-    def __init__(self, app: ASGIApp, keys: tuple[bytes, ...]) -> None:
-        self._app = app
-        self._keys = keys
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            try:
-                check(scope["path"], Headers(scope=scope), self._keys)
-            except AgentError as error:
-                await error_response(error)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+        exchange: Exchange = scope[_EXCHANGE]
+        exchange.path_params = scope.get("path_params", {})
+        await self._handler(exchange)
 
 
-async def _http_error(request: Request, error: Exception) -> Response:
-    """Starlette's own errors (404, 405) in the shape of all others."""
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    message = {404: "there is no such endpoint", 405: "this endpoint does not take that method"}.get(status, "error")
-    body: dict[str, object] = {
-        "message": message,
-        "type": "invalid_request_error",
-        "param": None,
-        "code": f"http_{status}",
-        "details": {},
-    }
-    headers = error.headers if isinstance(error, HTTPException) else None
-    return JSONResponse({"error": body}, status_code=status, headers=headers)
+class App:
+    """The ASGI application: gate, then router; every error leaves as JSON of one shape."""
+
+    def __init__(self, services: Services, keys: tuple[bytes, ...]) -> None:
+        openai, fleet = OpenAIApi(services), FleetApi(services)
+        table: dict[str, tuple[str, Handler]] = {
+            "/v1/models": ("GET", openai.list_models),
+            "/v1/models/{id:path}": ("GET", openai.get_model),
+            "/v1/chat/completions": ("POST", openai.chat),
+            "/v1/completions": ("POST", openai.completion),
+            "/v1/fleet/self": ("GET", fleet.self_facts),
+            "/v1/fleet/peers": ("GET", fleet.peers),
+            "/healthz": ("GET", fleet.healthz),
+            "/readyz": ("GET", fleet.readyz),
+        }
+        self._gate = Gate(keys)
+        self._paths = list(table)
+        self._router = Router(
+            [Route(path, _Endpoint(handler), methods=[method]) for path, (method, handler) in table.items()],
+            redirect_slashes=False,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; never raises but to pass on a cancellation."""
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        exchange = Exchange(scope, receive, send)
+        exchange.headers.append(("x-request-id", _request_id(exchange.header("x-request-id"))))
+        scope[_EXCHANGE] = exchange
+        # With an application in the scope the router raises for an unknown path instead of answering in plain text.
+        scope["app"] = self
+        try:
+            self._gate.check(exchange)
+            await self._router(scope, receive, send)
+        except ClientGoneError:
+            log.debug("http.client_gone", path=exchange.path)
+        except HTTPException as error:
+            await self._refuse(exchange, self._routing_error(exchange, error))
+        except Exception as error:  # noqa: BLE001 - the last boundary: it is logged there, and its inside is hidden
+            await self._refuse(exchange, error)
+
+    async def _refuse(self, exchange: Exchange, error: Exception) -> None:
+        problem = problem_of(error)
+        if problem is None:
+            log.error("http.internal", job=exchange.job, path=exchange.path, exc_info=error)
+            problem = internal(exchange.job)
+        await exchange.refuse(problem)
+
+    def _routing_error(self, exchange: Exchange, error: HTTPException) -> Exception:
+        allow = (error.headers or {}).get("Allow")
+        if error.status_code == 405 and allow:
+            exchange.headers.append(("allow", allow))
+            return MethodNotAllowedError(f"{exchange.path} takes {allow}, not {exchange.method[:20]}")
+        return NotFoundError(
+            f"there is no {exchange.path[:200]} here; there are: {', '.join(self._paths)}",
+            details={"known": self._paths},
+        )
 
 
 async def serve(
@@ -104,45 +117,74 @@ async def serve(
     *,
     task_status: TaskStatus[tuple[str, int]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled; `task_status` starts with the host and port that were bound.
+    """Serve HTTP until cancelled; `task_status.started` gets the bound (host, port).
 
-    Raises ConfigError when the address is open to others without a key, or in use. When it is cancelled, connections
-    are closed at once: letting jobs finish first is the business of whoever cancels.
+    Raises ConfigError where the address cannot be used, or is not loopback and no key file is set. On cancel every
+    connection is closed at once: letting running jobs finish first is the caller's.
     """
-    keys = load_keys(config)
-    host, port = listen_address(config.listen)
-    listener = _bind(host, port)
-    hypercorn = HypercornConfig()
-    hypercorn.bind = [f"fd://{listener.detach()}"]
-    hypercorn.accesslog = None
-    hypercorn.errorlog = None
-    hypercorn.include_server_header = False
-    hypercorn.keep_alive_timeout = _KEEP_ALIVE
-    hypercorn.read_timeout = _READ_TIMEOUT
-    hypercorn.graceful_timeout = 0.5
-    hypercorn.h11_max_incomplete_size = 32 * 1024
-    hypercorn.max_app_queue_size = 10
-    async with trio.open_nursery() as nursery:
-        bound = await nursery.start(_run_hypercorn, application(services, keys), hypercorn)
-        task_status.started((host, int(bound[0].rsplit(":", 1)[1])))
-
-
-async def _run_hypercorn(
-    app: ASGIApp, config: HypercornConfig, *, task_status: TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED
-) -> None:
-    await hypercorn_serve(app, config, shutdown_trigger=trio.sleep_forever, task_status=task_status)
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    """A bound socket; binding here gives a clear error where hypercorn would give a trace."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
+    host, port = parse_listen(config.listen)
+    keys = read_keys(config.api_key_file) if config.api_key_file is not None else ()
+    if not keys and not is_loopback(host):
         raise ConfigError(
-            f"cannot listen on http.listen {host}:{port}: {error.strerror}; stop what uses it or choose another port"
-        ) from None
-    return listener
+            f"http.listen {config.listen} can be reached from other machines, so it needs API keys: set"
+            " http.api_key_file to a file of mode 0600 with one key a line, or listen on 127.0.0.1"
+        )
+    try:
+        listeners = await trio.open_tcp_listeners(port, host=host)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"cannot listen on http.listen {config.listen}: {reason}; free it or change it") from None
+    serving = partial(_serve_connection, ASGIWrapper(App(services, keys)), _hypercorn_config(), WorkerContext(None))
+    connections = Connections(serving)
+    address = listeners[0].socket.getsockname()
+    task_status.started((address[0], address[1]))
+    async with trio.open_nursery() as nursery:
+        # Before the cancellation reaches the tasks: a write of hypercorn's is shielded from it, a closed socket not.
+        nursery.start_soon(_close_when_cancelled, connections)
+        await trio.serve_listeners(connections.accept, listeners)
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """Host and port of HOST:PORT or [IPV6]:PORT; port 0 lets the system choose. Raises ConfigError."""
+    host, colon, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    number = int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else -1
+    if not colon or not host or not 0 <= number <= 65535 or (":" in host and not bracketed):
+        raise ConfigError(f"http.listen {text!r} is not HOST:PORT, such as 127.0.0.1:8420 or [::1]:8420")
+    return host[1:-1] if bracketed else host, number
+
+
+async def _close_when_cancelled(connections: Connections) -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        connections.close_all()
+
+
+async def _serve_connection(app: Any, config: HypercornConfig, context: WorkerContext, stream: ClientStream) -> None:
+    try:
+        await TCPServer(app, config, context, {}, stream)
+    except* (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as group:
+        log.debug("http.connection_lost", reason=str(group.exceptions[0]))
+    except* Exception:
+        # One connection's trouble is no other's: an error here is hypercorn's own.
+        log.exception("http.connection_failed")
+
+
+def _hypercorn_config() -> HypercornConfig:
+    config = HypercornConfig()
+    config.accesslog = None
+    config.errorlog = None
+    config.keep_alive_timeout = IDLE_TIMEOUT
+    config.h11_max_incomplete_size = MAX_HEAD
+    config.h2_max_header_list_size = MAX_HEAD
+    config.h2_max_concurrent_streams = 16
+    config.include_server_header = False
+    return config
+
+
+def _request_id(given: str | None) -> str:
+    """The client's own request id where it is fit for a header, else a new one."""
+    if given is not None and 0 < len(given) <= 128 and given.isascii() and given.isprintable():
+        return given
+    return "req-" + new_job_id().removeprefix("job-")

@@ -1,0 +1,32 @@
+"""The fleet endpoints, and health."""
+
+from __future__ import annotations
+
+from agent.http.exchange import Exchange
+from agent.http.services import Services
+
+
+class FleetApi:
+    """Handlers of /v1/fleet/self, /v1/fleet/peers, /healthz and /readyz over one agent's services."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def self_facts(self, exchange: Exchange) -> None:
+        """GET /v1/fleet/self: this box."""
+        await exchange.reply(200, self._services.self_facts())
+
+    async def peers(self, exchange: Exchange) -> None:
+        """GET /v1/fleet/peers: every box this one knows of."""
+        await exchange.reply(200, {"object": "list", "data": list(self._services.peer_facts())})
+
+    async def healthz(self, exchange: Exchange) -> None:
+        """GET /healthz: 200 while the process lives and its event loop turns."""
+        await exchange.reply(200, {"status": "ok"})
+
+    async def readyz(self, exchange: Exchange) -> None:
+        """GET /readyz: 200 when jobs are taken, else 503 with every reason."""
+        readiness = self._services.readiness()
+        await exchange.reply(
+            200 if readiness.ready else 503, {"ready": readiness.ready, "reasons": list(readiness.reasons)}
+        )

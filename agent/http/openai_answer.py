@@ -1,0 +1,182 @@
+"""Job events as the OpenAI API sends them: one JSON body, or a stream of chunks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from agent.http.errors import Problem
+from agent.http.exchange import Exchange
+from agent.http.openai_schema import Kind
+from agent.http.sse import DONE, event, header_text
+from agent.jobs.job import JobEvent, Resumed, Routed
+from fleet.net.messages import Delta, Finished
+
+
+class _Answer:
+    """What both forms share: who serves, and the fields of every object."""
+
+    def __init__(self, exchange: Exchange, kind: Kind, job: str) -> None:
+        self._exchange = exchange
+        self._chat = kind == "chat"
+        self._id = ("chatcmpl-" if self._chat else "cmpl-") + job.removeprefix("job-")
+        self._created = int(time.time())
+        self._routed: Routed | None = None
+        #: The end of the answer is on its way; the server reports the exchange as closed after that, as it should.
+        self.done = False
+
+    def _served(self) -> Routed:
+        if self._routed is None:
+            raise RuntimeError("a job sent text before it said where it runs")
+        return self._routed
+
+    def _object(self, name: str, choices: list[dict[str, object]]) -> dict[str, object]:
+        served = self._served()
+        return {
+            "id": self._id,
+            "object": name,
+            "created": self._created,
+            "model": served.model,
+            "system_fingerprint": "fp_" + served.model_hash.removeprefix("sha256:")[:12],
+            "choices": choices,
+        }
+
+    def _served_headers(self) -> list[tuple[str, str]]:
+        served = self._served()
+        return [
+            ("x-shoal-served-by", header_text(served.name, 128)),
+            ("x-shoal-served-by-id", header_text(served.peer_id, 128)),
+            ("x-shoal-model", header_text(served.model, 256)),
+            ("x-shoal-route", header_text("; ".join(served.route))),
+        ]
+
+    def _served_facts(self) -> dict[str, object]:
+        served = self._served()
+        return {
+            "served_by": served.name,
+            "peer_id": served.peer_id,
+            "local": served.local,
+            "model_hash": served.model_hash,
+            "route": list(served.route),
+        }
+
+
+class WholeAnswer(_Answer):
+    """Collects the text and sends one JSON body at the end."""
+
+    def __init__(self, exchange: Exchange, kind: Kind, job: str) -> None:
+        super().__init__(exchange, kind, job)
+        self._texts: list[str] = []
+        self._resumed_from: list[str] = []
+
+    async def emit(self, event: JobEvent) -> None:
+        """Take one event of the job; Finished sends the response."""
+        match event:
+            case Routed():
+                self._routed = event
+            case Resumed():
+                self._routed = event.routed
+                self._resumed_from.append(event.from_name)
+            case Delta():
+                self._texts.append(event.text)
+            case Finished():
+                self.done = True
+                await self._send(event)
+
+    async def fail(self, problem: Problem) -> None:
+        """Answer with an error; text that was generated before it goes along in its details."""
+        text = "".join(self._texts)
+        extra = {"partial_text": text} if text else None
+        await self._exchange.reply(problem.status, problem.body(extra), problem.headers())
+
+    async def _send(self, finished: Finished) -> None:
+        text = "".join(self._texts)
+        choice: dict[str, object] = {"index": 0}
+        if self._chat:
+            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+        else:
+            choice["text"] = text
+        choice |= {"logprobs": None, "finish_reason": finished.reason}
+        body = self._object("chat.completion" if self._chat else "text_completion", [choice])
+        body["usage"] = _usage(finished)
+        resumed = {"resumed_from": self._resumed_from} if self._resumed_from else {}
+        body["shoal"] = {**self._served_facts(), **_times(finished), **resumed}
+        await self._exchange.reply(200, body, self._served_headers())
+
+
+class StreamAnswer(_Answer):
+    """Sends every event as it comes. The status goes out with Routed, so an error before it has one of its own."""
+
+    def __init__(self, exchange: Exchange, kind: Kind, job: str, *, include_usage: bool) -> None:
+        super().__init__(exchange, kind, job)
+        self._include_usage = include_usage
+        self._name = "chat.completion.chunk" if self._chat else "text_completion"
+
+    async def emit(self, event: JobEvent) -> None:
+        """Send one event of the job at once."""
+        match event:
+            case Delta():
+                await self._chunk(event.text)
+            case Routed():
+                self._routed = event
+                headers = [*self._served_headers(), ("cache-control", "no-cache"), ("x-accel-buffering", "no")]
+                await self._exchange.start(200, "text/event-stream; charset=utf-8", headers)
+                await self._chunk("", role="assistant", shoal=self._served_facts())
+            case Resumed():
+                self._routed = event.routed
+                await self._chunk(None, shoal={"resumed_from": event.from_name, **self._served_facts()})
+            case Finished():
+                await self._finish(event)
+
+    async def fail(self, problem: Problem) -> None:
+        """Before the first event: an error status. After it: an error chunk, and the end without [DONE]."""
+        if self._exchange.started:
+            await self._exchange.end(event({**problem.body(), "shoal": {"status": problem.status}}))
+        else:
+            await self._exchange.refuse(problem)
+
+    async def _finish(self, finished: Finished) -> None:
+        await self._chunk(None, finish_reason=finished.reason, shoal=_times(finished))
+        if self._include_usage:
+            await self._exchange.write(event({**self._object(self._name, []), "usage": _usage(finished)}))
+        self.done = True
+        await self._exchange.end(DONE)
+
+    async def _chunk(
+        self,
+        text: str | None,
+        *,
+        role: str | None = None,
+        finish_reason: str | None = None,
+        shoal: Mapping[str, object] | None = None,
+    ) -> None:
+        choice: dict[str, object] = {"index": 0}
+        if self._chat:
+            delta: dict[str, object] = {}
+            if role is not None:
+                delta["role"] = role
+            if text is not None:
+                delta["content"] = text
+            choice["delta"] = delta
+        else:
+            choice["text"] = text or ""
+        choice |= {"logprobs": None, "finish_reason": finish_reason}
+        chunk: dict[str, Any] = self._object(self._name, [choice])
+        if self._include_usage:
+            chunk["usage"] = None
+        if shoal is not None:
+            chunk["shoal"] = shoal
+        await self._exchange.write(event(chunk))
+
+
+def _usage(finished: Finished) -> dict[str, int]:
+    return {
+        "prompt_tokens": finished.prompt_tokens,
+        "completion_tokens": finished.completion_tokens,
+        "total_tokens": finished.prompt_tokens + finished.completion_tokens,
+    }
+
+
+def _times(finished: Finished) -> dict[str, float]:
+    return {"prefill_ms": round(finished.prefill_ms, 2), "decode_ms": round(finished.decode_ms, 2)}
