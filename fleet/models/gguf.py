@@ -31,10 +31,10 @@ MAX_ALIGNMENT: Final = 1 << 20
 _CHUNK: Final = 1024 * 1024
 _U32: Final = struct.Struct("<I")
 _U64: Final = struct.Struct("<Q")
-_STRING, _ARRAY, _BOOL = 8, 9, 7
+_STRING, _ARRAY = 8, 9
 _SCALARS: Final = {
     code: struct.Struct("<" + form)
-    for code, form in {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}.items()
+    for code, form in zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True)
 }
 #: Values of ggml's tensor types: elements in a block, bytes of a block. A type that is not here is not measured.
 _TENSOR_TYPES: Final = {

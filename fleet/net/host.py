@@ -105,6 +105,7 @@ class Host:
         self.peer_id: str = str(self._host.get_id())
         swarm = self._host.get_network()
         fixes.dial_once(swarm)
+        fixes.never_dial_unasked(swarm)
         fixes.bound_half_open(swarm)
         fixes.release_inbound_slots(swarm)
         fixes.report_go_away(swarm, self._went_away)

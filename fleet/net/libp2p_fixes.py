@@ -6,6 +6,7 @@ workaround, so that a version in which it is gone is noticed.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -108,12 +109,10 @@ async def _refuse(muxed_conn: Any) -> None:
     reset throws away what the other side has not read yet."""
     secured = muxed_conn.secured_conn
     with trio.move_on_after(_REFUSAL_LINGER):
-        try:
+        with contextlib.suppress(Exception):  # whatever the transport raises, the connection ends here
             await secured.write(struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_GO_AWAY, 0, 0, GATED))
             while await secured.read(4096):
                 pass
-        except Exception:  # noqa: BLE001 - whatever the transport raises, the connection ends here
-            pass
     with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
         await secured.close()
 
@@ -158,6 +157,16 @@ def dial_once(swarm: Any) -> None:
     swarm.retry_config = RetryConfig(max_retries=0)
 
 
+def never_dial_unasked(swarm: Any) -> None:
+    """The auto-connector dials every peer it has an address of, by itself and unreliably, whatever the watermarks
+    say (auto_connector.py 300: its target is the middle between them)."""
+
+    async def nothing() -> None:
+        return None
+
+    swarm.auto_connector.maybe_connect = nothing
+
+
 async def forget_failures(swarm: Any, peer_id: Any) -> None:
     """A failed dial blacklists the peer for 60 s (swarm.py 950), and a connection that the peer closed stays in the
     table, where `connect` takes it for a live one (basic_host.py 1134)."""
@@ -182,20 +191,6 @@ async def bounded(limit: float, step: Callable[[], Awaitable[Any]]) -> Any:
     """
     with trio.fail_after(limit):
         return await step()
-
-
-async def read_exactly(read: Callable[[int], Awaitable[bytes]], n: int) -> bytes:
-    """libp2p's own `read_exactly` gives up after 100 partial reads (io/utils.py 10).
-
-    Returns `n` bytes, or fewer at the end of the stream.
-    """
-    buffer = bytearray()
-    while len(buffer) < n:
-        data = await read(n - len(buffer))
-        if not data:
-            break
-        buffer += data
-    return bytes(buffer)
 
 
 def remote_address(conn: Any) -> str:
