@@ -26,15 +26,7 @@ _CONTINUED: Final = 5
 _ABORTED: Final = 2
 
 
-@ll.llama_log_callback  # type: ignore[untyped-decorator, unused-ignore]
-def _log(level: int, text: bytes, _: object) -> None:
-    """Only warnings and errors go to standard error, where the agent reads them."""
-    if _WARNING <= level < _CONTINUED:
-        sys.stderr.write(text.decode("utf-8", "replace"))
-        sys.stderr.flush()
-
-
-class Aborted(Exception):
+class AbortedError(Exception):
     """`abort` ended a decoding step; the context is to be cleared and is then as new."""
 
 
@@ -43,7 +35,9 @@ class Model:
 
     def __init__(self, path: str, *, context_tokens: int, threads: int, gpu_layers: int) -> None:
         """Load; raises ModelLoadError. llama.cpp may also end the process on a file it does not expect."""
-        ll.llama_log_set(_log, ctypes.c_void_p(0))
+        self._aborting = False
+        self._keep_log = ll.llama_log_callback(self._log)
+        ll.llama_log_set(self._keep_log, ctypes.c_void_p(0))
         ll.llama_backend_init()
         params = ll.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
@@ -55,7 +49,6 @@ class Model:
             raise ModelLoadError("the model is not a text generator of the decoder kind")
         self._vocab = ll.llama_model_get_vocab(self._model)
         self.context_tokens = context_tokens
-        self._aborting = False
         self._context, self._keep_callback = self._open_context(threads)
         self._memory = ll.llama_get_memory(self._context)
         self._tokens = (ll.llama_token * BATCH)()
@@ -71,7 +64,7 @@ class Model:
         params.n_seq_max = 1
         params.n_threads = params.n_threads_batch = threads
         params.no_perf = True
-        # llama.cpp asks this at every node of its graph, some 500 times a token: measured, under 2 % of the decode time.
+        # llama.cpp asks this at every node of its graph, some 500 times a token; measured under 2 % of the decode time.
         callback = ll.ggml_abort_callback(lambda _: self._aborting)
         params.abort_callback = callback
         context = ll.llama_init_from_model(self._model, params)
@@ -80,6 +73,12 @@ class Model:
                 f"llama.cpp cannot make a context of {self.context_tokens} tokens; lower engine.context_tokens"
             )
         return context, callback
+
+    def _log(self, level: int, text: bytes, _: object) -> None:
+        """Warnings and errors go to standard error, where the agent reads them; that an abort is one is not news."""
+        if _WARNING <= level < _CONTINUED and not self._aborting:
+            sys.stderr.write(text.decode("utf-8", "replace"))
+            sys.stderr.flush()
 
     def close(self) -> None:
         """Free the context and the model."""
@@ -171,13 +170,13 @@ class Model:
     def decode(self, tokens: Sequence[int]) -> None:
         """Append at most BATCH tokens to the sequence; the last one's logits can then be sampled.
 
-        Raises Aborted after `abort`, EngineError when llama.cpp fails.
+        Raises AbortedError after `abort`, EngineError when llama.cpp fails.
         """
         count = len(tokens)
         self._tokens[:count] = tokens
         code = ll.llama_decode(self._context, ll.llama_batch_get_one(self._tokens, count))
         if code == _ABORTED:
-            raise Aborted
+            raise AbortedError
         if code != 0:
             raise EngineError(f"llama.cpp failed to decode (code {code})")
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final, Literal, NoReturn
 
 from agent.engine.chat import ChatTemplate, Shield, Span
-from agent.engine.llama import BATCH, Aborted, Model
+from agent.engine.llama import BATCH, AbortedError, Model
 from agent.engine.protocol import (
     Begun,
     Cancel,
@@ -146,17 +146,14 @@ class Runner:
 
     def _prefill(self, job: Submit, prompt: Sequence[int]) -> bool:
         """Decode the prompt; False when the job was cancelled meanwhile."""
-        for at in range(0, len(prompt), BATCH):
-            if not self._decode(job, prompt[at : at + BATCH]):
-                return False
-        return True
+        return all(self._decode(job, prompt[at : at + BATCH]) for at in range(0, len(prompt), BATCH))
 
     def _decode(self, job: Submit, tokens: Sequence[int]) -> bool:
         if self._inbox.cancelled(job):
             return False
         try:
             self._model.decode(tokens)
-        except Aborted:
+        except AbortedError:
             return False
         return True
 
@@ -196,6 +193,7 @@ class Sender:
         self._socket = sock
 
     def __call__(self, message: Up) -> None:
+        """Send one message; ends the process when nobody is there to read it."""
         try:
             self._socket.sendall(encode(message))
         except OSError:

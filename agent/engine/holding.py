@@ -1,0 +1,354 @@
+"""One model this box holds: what is known of its file, its queue, and the child process that runs it."""
+
+from __future__ import annotations
+
+import collections
+import importlib.util
+import itertools
+import math
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Literal
+
+import structlog
+import trio
+
+from agent.config import EngineConfig, ModelConfig
+from agent.engine.child import Child
+from agent.engine.identify import HashCache, Identity, identify, stamp_of
+from agent.engine.job import QueuedJob
+from agent.engine.protocol import Begun, Cancel, Done, Failed, Load, Loaded, Step, Up, encode
+from agent.engine.rates import MovingRate
+from agent.errors import DrainingError, EngineError, ModelLoadError, OverloadedError
+from fleet.models.reference import canonical_name
+from fleet.net.messages import Delta, Finished, InferRequest, Started
+
+State = Literal["idle", "loading", "loaded", "failed"]
+
+#: Seconds the child has to confirm a cancel before it is killed.
+CANCEL_LIMIT: Final = 2.0
+#: Seconds between looks at the file of a model that failed, and before a load that failed for a passing reason is
+#: tried again.
+LOOK_AGAIN: Final = 5.0
+LOAD_AGAIN: Final = 30.0
+_MAX_BACKOFF: Final = 30.0
+#: Seconds a job is taken to last before any has been measured.
+_JOB_GUESS: Final = 5.0
+
+log = structlog.get_logger("shoal.engine")
+
+
+class Holding:
+    """The life of one model: identify the file, wait until it is wanted, run a child, start again when that dies.
+
+    All methods but `run` return at once and are called from the thread of the event loop.
+    """
+
+    def __init__(
+        self, model: ModelConfig, config: EngineConfig, cache: HashCache, on_change: Callable[[], None]
+    ) -> None:
+        self.path: Path = model.path
+        self.name = canonical_name(model.name or model.path.name)
+        self.identity = Identity(None)
+        self.state: State = "loading"
+        self.error: str | None = None
+        self.slots = 1
+        self.decode = MovingRate()
+        self.prefill = MovingRate()
+        self.identified = trio.Event()
+        self.pid: int | None = None
+        self._config = config
+        self._cache = cache
+        self._on_change = on_change
+        self._ids = itertools.count()
+        self._waiting: collections.deque[QueuedJob] = collections.deque()
+        self._running: dict[int, QueuedJob] = {}
+        self._wanted = trio.Event()
+        self._child: Child | None = None
+        self._nursery: trio.Nursery | None = None
+        self._crashes = 0
+        self._retry_at = math.inf
+        self._load_error = ""
+        self._job_seconds = MovingRate()
+        self._stopped = False
+
+    @property
+    def running(self) -> int:
+        """Jobs in the child."""
+        return len(self._running)
+
+    @property
+    def queued(self) -> int:
+        """Jobs that wait for a slot or for the model to load."""
+        return len(self._waiting)
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens that one job may use, 0 while the file is not known."""
+        facts = self.identity.facts
+        return min(self._config.context_tokens, facts.context_length) if facts else 0
+
+    def admit(self, request: InferRequest) -> QueuedJob:
+        """Take a job in; it is given to the child as soon as there is a slot.
+
+        Raises OverloadedError when the queue is full, ModelLoadError at once while the model cannot be loaded,
+        BadRequestError for a request that is too large to be passed on, DrainingError after the end.
+        """
+        if self._stopped:
+            raise DrainingError("the engine is shutting down")
+        if self.state == "failed":
+            raise ModelLoadError(
+                f"{self.name} cannot be loaded: {self.error}; replace {self.path}",
+                retry_after=None
+                if self._retry_at == math.inf
+                else max(1, math.ceil(self._retry_at - trio.current_time())),
+            )
+        if self.running + self.queued >= self.slots + self._config.max_queue:
+            raise OverloadedError(
+                f"{self.queued} jobs wait for {self.name} and no more may (engine.max_queue)",
+                details={"queued": self.queued, "running": self.running},
+                retry_after=max(1, math.ceil((self._job_seconds.value or _JOB_GUESS) / self.slots)),
+            )
+        job = QueuedJob(next(self._ids), request, self.context_tokens)
+        self._waiting.append(job)
+        self._wanted.set()
+        self._hand_out()
+        self._on_change()
+        return job
+
+    def release(self, job: QueuedJob) -> None:
+        """The job's caller is done with it. A job that is not at its end is cancelled.
+
+        Its slot is free when the child confirms that, or after CANCEL_LIMIT, when the child is killed.
+        """
+        if job in self._waiting:
+            self._waiting.remove(job)
+            self._on_change()
+        elif job.id in self._running and self._child is not None and self._nursery is not None:
+            self._child.post(encode(Cancel(job.id)))
+            self._nursery.start_soon(self._confirm_cancel, job, self._child)
+
+    async def run(self) -> None:
+        """Live until cancelled; then the child is ended and every job fails with DrainingError."""
+        try:
+            while True:
+                await self._identify()
+                if self.identity.facts is None:
+                    self._fail(self.identity.error)
+                    await self._file_change()
+                elif importlib.util.find_spec("llama_cpp") is None or importlib.util.find_spec("jinja2") is None:
+                    self._fail("this box has no engine; install it with: pip install 'shoal[engine]'")
+                    await trio.sleep_forever()
+                else:
+                    await self._wait_wanted()
+                    if stamp_of(self.path) != self.identity.stamp:
+                        continue  # never load bytes other than those that were hashed
+                    await self._run_child()
+        finally:
+            self._stopped = True
+            self._end_jobs(DrainingError("the engine was shut down"), waiting_too=True)
+
+    # --- the file ---------------------------------------------------------------------------------------------------
+
+    async def _identify(self) -> None:
+        self._set_state("loading")
+        before, stop = self.identity, threading.Event()
+        try:
+            self.identity = await trio.to_thread.run_sync(
+                identify,
+                self.path,
+                self._cache,
+                stop,
+                abandon_on_cancel=True,  # type: ignore[call-arg]  # the stubs that libp2p brings are older than trio
+            )
+        finally:
+            stop.set()
+        if before.hash and before.hash != self.identity.hash:
+            self.decode, self.prefill, self._crashes = MovingRate(), MovingRate(), 0
+            reason = f"{self.path} now holds another model; ask for it by its name or new hash"
+            self._end_jobs(ModelLoadError(reason), waiting_too=True)
+        self.identified.set()
+
+    async def _file_change(self) -> None:
+        """Return when a retry is due, or the file is another than that which failed and is no longer being written."""
+        before = self.identity.stamp
+        while True:
+            # A look now and then: the kernel's own watch (inotify) says nothing of a file on a network mount.
+            await trio.sleep_until(min(self._retry_at, trio.current_time() + LOOK_AGAIN))
+            if trio.current_time() >= self._retry_at:
+                return
+            now = stamp_of(self.path)
+            if now == before and now != self.identity.stamp:
+                return
+            before = now
+
+    # --- the child --------------------------------------------------------------------------------------------------
+
+    async def _wait_wanted(self) -> None:
+        """Wait until there is a job, or the model is to be loaded anyway; after crashes, for the backoff too."""
+        if not self._config.preload and not self._waiting:
+            self._set_state("idle")
+            self._wanted = trio.Event()
+            await self._wanted.wait()
+        self._set_state("loading")
+        if self._crashes > 1:
+            await trio.sleep(min(_MAX_BACKOFF, 0.5 * 2 ** (self._crashes - 2)))
+
+    async def _run_child(self) -> None:
+        """Run one child from its start to its death, and say what that means for the model."""
+        self._load_error, self._retry_at = "", math.inf
+        try:
+            child = Child()
+        except OSError as error:
+            self._fail(f"no process could be started for it: {error.strerror}", retry=True)
+            await self._file_change()
+            return
+        self._child, self.pid = child, child.pid
+        child.post(
+            encode(Load(str(self.path), self.context_tokens, _threads(self._config.threads), self._config.gpu_layers))
+        )
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._watch_load, child)
+                await child.run(lambda message: self._on_message(child, message))
+                nursery.cancel_scope.cancel()
+        finally:
+            self._child = self._nursery = self.pid = None
+        await self._after_death(child)
+
+    async def _after_death(self, child: Child) -> None:
+        was_loaded = self.state == "loaded"
+        self._crashes += 1
+        log.warning(
+            "engine.child_ended", model=self.name, pid=child.pid, how=child.death, crashes=self._crashes,
+            loaded=was_loaded, stderr=child.stderr_tail[-1000:], refused=self._load_error or None,
+        )  # fmt: skip
+        if was_loaded:
+            self._set_state("loading" if self._config.preload or self._waiting else "idle")
+            self._end_jobs(EngineError(f"the process that runs {self.name} {child.death}; send the request again"))
+            return
+        last_line = child.stderr_tail.rpartition("\n")[2][:200]
+        reason = self._load_error or f"the process that loads it {child.death}" + (
+            f": {last_line}" if last_line else ""
+        )
+        # Killed or too slow may be other programs' doing; any other end is the file's, and comes again.
+        self._fail(reason, retry=child.killed)
+        await self._file_change()
+
+    async def _watch_load(self, child: Child) -> None:
+        with trio.move_on_after(self._config.load_timeout) as waiting:
+            await child.loaded.wait()
+        if waiting.cancelled_caught:
+            self._load_error = f"it did not load within {self._config.load_timeout:g} s (engine.load_timeout)"
+            child.kill()
+
+    async def _confirm_cancel(self, job: QueuedJob, child: Child) -> None:
+        with trio.move_on_after(CANCEL_LIMIT) as waiting:
+            await job.left_child.wait()
+        if waiting.cancelled_caught:
+            log.warning("engine.child_hung", model=self.name, pid=child.pid, job=job.request.job)
+            child.kill()
+
+    def _on_message(self, child: Child, message: Up) -> None:
+        match message:
+            case Loaded():
+                self.slots = message.slots
+                self.decode.start_with(message.decode_rate)
+                self.prefill.start_with(message.prefill_rate)
+                child.loaded.set()
+                log.info(
+                    "engine.loaded", model=self.name, pid=child.pid, load_ms=round(message.load_ms),
+                    warm_ms=round(message.warm_ms), decode_rate=round(message.decode_rate, 1),
+                )  # fmt: skip
+                self._set_state("loaded")
+                self._hand_out()
+            case Begun(id, prompt_tokens):
+                self._deliver(child, id, Started(model=self.name, hash=self.identity.hash, prompt_tokens=prompt_tokens))
+            case Step(items):
+                for id, text, tokens in items:
+                    self._deliver(child, id, Delta(text=text, tokens=tokens))
+            case Failed(id=-1):
+                self._load_error = message.message
+            case Done():
+                self._leave(message.id, _finished(message))
+                self._measure(message)
+            case Failed():
+                self._leave(message.id, message)
+
+    def _deliver(self, child: Child, id: int, event: Started | Delta) -> None:
+        job = self._running.get(id)
+        if job is not None and not job.put(event):
+            log.error("engine.child_overran", model=self.name, pid=child.pid, job=job.request.job)
+            child.kill()
+
+    def _leave(self, id: int, end: Finished | Failed | None) -> None:
+        """A job is out of the child; its slot goes to the next."""
+        job = self._running.pop(id, None)
+        if job is None:
+            return
+        job.end(end)
+        self._job_seconds.add(trio.current_time() - job.began)
+        self._hand_out()
+        self._on_change()
+
+    def _measure(self, done: Done) -> None:
+        self._crashes = 0
+        if done.completion_tokens >= 8 and done.decode_ms > 0:
+            self.decode.add((done.completion_tokens - 1) * 1000 / done.decode_ms)
+        if done.prompt_tokens >= 16 and done.prefill_ms > 0 and done.reason != "cancelled":
+            self.prefill.add(done.prompt_tokens * 1000 / done.prefill_ms)
+
+    def _hand_out(self) -> None:
+        """Give waiting jobs to the child as far as it has slots, first come first served."""
+        while self.state == "loaded" and self._child and self._waiting and len(self._running) < self.slots:
+            job = self._waiting.popleft()
+            job.began = trio.current_time()
+            self._running[job.id] = job
+            self._child.post(job.frame)
+
+    def _end_jobs(self, error: EngineError | DrainingError, *, waiting_too: bool = False) -> None:
+        jobs = [*self._running.values()]
+        self._running.clear()
+        if waiting_too:
+            jobs += self._waiting
+            self._waiting.clear()
+        for job in jobs:
+            job.end(error)
+        if jobs:
+            self._on_change()
+
+    def _fail(self, reason: str, *, retry: bool = False) -> None:
+        self._retry_at = trio.current_time() + LOAD_AGAIN if retry else math.inf
+        self.error = reason
+        log.error("engine.model_failed", model=self.name, path=str(self.path), reason=reason)
+        self._set_state("failed")
+        self._end_jobs(ModelLoadError(f"{self.name} cannot be loaded: {reason}; replace {self.path}"), waiting_too=True)
+
+    def _set_state(self, state: State) -> None:
+        if state != "failed":
+            self.error = None
+        if state != self.state:
+            self.state = state
+            self._on_change()
+
+
+def _finished(done: Done) -> Finished | None:
+    """The last event of a job; None for one that was cancelled, which nobody waits for."""
+    if done.reason == "cancelled":
+        return None
+    return Finished(
+        reason=done.reason,
+        prompt_tokens=done.prompt_tokens,
+        completion_tokens=done.completion_tokens,
+        prefill_ms=done.prefill_ms,
+        decode_ms=done.decode_ms,
+    )
+
+
+def _threads(configured: int | None) -> int:
+    """All cores this process may use, less one for everything else where there are more than two."""
+    cores = len(os.sched_getaffinity(0))
+    return configured or (cores - 1 if cores > 2 else cores)

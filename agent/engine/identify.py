@@ -1,0 +1,145 @@
+"""Which model a file holds: its header's facts, and its content hash, which is cached by what `stat` says of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from fleet.models.gguf import GgufError, GgufFacts, read_facts
+
+_CHUNK: Final = 1024 * 1024
+_CACHE_LIMIT: Final = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class FileStamp:
+    """What tells one version of a file from another without reading it."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A model file as it was found. `stamp` is None where there is no file, `hash` empty where it cannot be read.
+
+    `facts` is None where the file cannot be run; `error` then says why.
+    """
+
+    stamp: FileStamp | None
+    hash: str = ""
+    facts: GgufFacts | None = None
+    error: str = ""
+
+
+class Stopped(Exception):  # noqa: N818 - no error: the caller asked for it
+    """Identifying was stopped before it was complete."""
+
+
+def stamp_of(path: Path) -> FileStamp | None:
+    """The file's stamp now, None where there is none."""
+    try:
+        return _stamp(path.stat())
+    except OSError:
+        return None
+
+
+def identify(path: Path, cache: HashCache, stop: threading.Event) -> Identity:
+    """Read a file's header and hash it all; blocks for as long as the disk takes, so it is for a thread.
+
+    A file that cannot be run is hashed all the same, so that a request for it can be told why. Raises Stopped soon
+    after `stop` is set.
+    """
+    stamp = None
+    try:
+        with path.open("rb") as file:
+            stamp = _stamp(os.fstat(file.fileno()))
+            facts, error = None, ""
+            try:
+                facts = read_facts(file)
+            except GgufError as problem:
+                error = problem.message
+            digest = cache.get(path, stamp) or _hash(file, stop)
+            if _stamp(os.fstat(file.fileno())) != stamp:
+                return Identity(stamp, error="the file changed while it was read")
+    except OSError as problem:
+        return Identity(stamp, error=f"the file cannot be read: {problem.strerror or problem}")
+    cache.put(path, stamp, digest)
+    return Identity(stamp, f"sha256:{digest}", facts, error)
+
+
+class HashCache:
+    """Content hashes of files that have not changed since they were hashed, kept over restarts in one JSON file."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._lock = threading.Lock()
+        self._entries = _load(file)
+
+    def get(self, path: Path, stamp: FileStamp) -> str | None:
+        """The hash, in hex, of the file with this stamp; None if it is not known."""
+        entry = self._entries.get(str(path.absolute()))
+        if entry is None or entry.get("stamp") != _as_list(stamp):
+            return None
+        digest = entry.get("sha256")
+        return digest if isinstance(digest, str) and len(digest) == 64 else None
+
+    def put(self, path: Path, stamp: FileStamp, digest: str) -> None:
+        """Remember a hash. A cache that cannot be written costs time at the next start and nothing else."""
+        entry = {"stamp": _as_list(stamp), "sha256": digest}
+        with self._lock:
+            if self._entries.get(str(path.absolute())) == entry:
+                return
+            self._entries = {p: e for p, e in self._entries.items() if Path(p).exists()}
+            self._entries[str(path.absolute())] = entry
+            try:
+                _write(self._file, self._entries)
+            except OSError:
+                return
+
+
+def _hash(file: Any, stop: threading.Event) -> str:
+    digest = hashlib.sha256()
+    file.seek(0)
+    while chunk := file.read(_CHUNK):
+        if stop.is_set():
+            raise Stopped
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _load(file: Path) -> dict[str, dict[str, Any]]:
+    try:
+        with file.open("rb") as source:
+            loaded = json.loads(source.read(_CACHE_LIMIT))
+    except (OSError, ValueError, RecursionError):
+        return {}  # hashes can be made again
+    if not isinstance(loaded, Mapping):
+        return {}
+    return {path: dict(entry) for path, entry in loaded.items() if isinstance(entry, Mapping)}
+
+
+def _write(file: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    new = file.with_name(file.name + ".new")
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as out:
+        json.dump(entries, out)
+        out.flush()
+        os.fsync(out.fileno())
+    new.replace(file)
+
+
+def _stamp(found: os.stat_result) -> FileStamp:
+    return FileStamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def _as_list(stamp: FileStamp) -> list[int]:
+    return [stamp.device, stamp.inode, stamp.size, stamp.mtime_ns]

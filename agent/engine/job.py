@@ -1,0 +1,96 @@
+"""One job in the engine, between the caller who reads its events and the child who makes them."""
+
+from __future__ import annotations
+
+import trio
+
+from agent.engine.protocol import Failed, ProtocolError, Submit, encode
+from agent.errors import AgentError, BadRequestError, ContextLengthError, EngineError
+from fleet.net.messages import Delta, Finished, InferRequest, Started
+
+Event = Started | Delta | Finished
+
+#: Events of a job that are no token: its start, its end, and text that was held back to the end.
+_BESIDES_TOKENS = 4
+
+
+class QueuedJob:
+    """A job from its admission to its end.
+
+    Its events are kept here until the caller takes them, so that a slow caller never keeps the agent from reading
+    what the child says; there are at most as many as the job may have tokens.
+    """
+
+    def __init__(self, id: int, request: InferRequest, context_tokens: int) -> None:
+        """Raises BadRequestError when the request does not fit a message to the child."""
+        self.id = id
+        self.request = request
+        self.began = 0.0
+        #: Set when the child no longer has the job, or never will.
+        self.left_child = trio.Event()
+        sampling = request.sampling
+        most = min(sampling.max_tokens or context_tokens, context_tokens)
+        self._send, self._receive = trio.open_memory_channel[Event | AgentError](most + _BESIDES_TOKENS)
+        try:
+            self.frame = encode(
+                Submit(
+                    id=id,
+                    kind=request.kind,
+                    messages=tuple((message.role, message.content) for message in request.messages),
+                    prompt=request.prompt,
+                    prefix=request.prefix,
+                    max_tokens=sampling.max_tokens or 0,
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    seed=-1 if sampling.seed is None else sampling.seed,
+                    stop=sampling.stop,
+                )
+            )
+        except (ProtocolError, UnicodeEncodeError) as error:
+            raise BadRequestError(f"the request cannot be run: {error}") from None
+
+    def put(self, event: Started | Delta) -> bool:
+        """Take an event from the child; False when it sent more than the job may have."""
+        try:
+            self._send.send_nowait(event)
+        except trio.WouldBlock:
+            return False
+        except trio.BrokenResourceError:
+            pass  # the caller is gone and a cancel is on its way
+        return True
+
+    def end(self, last: Finished | Failed | AgentError | None) -> None:
+        """The child is done with the job, or never comes to it; None when the caller asked for that."""
+        self.left_child.set()
+        if isinstance(last, Failed):
+            last = _error_of(last)
+        try:
+            if last is not None:
+                self._send.send_nowait(last)
+        except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        self._send.close()
+
+    async def next(self) -> Event:
+        """The next event, Finished being the last. Raises the AgentError that ended the job. Cancel-safe."""
+        try:
+            event = await self._receive.receive()
+        except trio.EndOfChannel:
+            raise EngineError("the engine gave the job up") from None
+        if isinstance(event, AgentError):
+            raise event
+        return event
+
+    def close(self) -> None:
+        """The caller takes no more events."""
+        self._receive.close()
+
+
+def _error_of(failed: Failed) -> AgentError:
+    match failed.code:
+        case "bad_request":
+            return BadRequestError(failed.message, details=failed.details)
+        case "context_length_exceeded":
+            return ContextLengthError(failed.message, details=failed.details)
+        case _:
+            return EngineError(failed.message, details=failed.details)

@@ -1,0 +1,141 @@
+"""All models this box holds, and the one door to running a job on one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from agent.config import EngineConfig, ModelConfig
+from agent.engine.holding import Holding, State
+from agent.engine.identify import HashCache
+from agent.errors import NoLocalModelError
+from fleet.models.reference import is_hash, matches
+from fleet.net.messages import Delta, Finished, InferRequest, Started
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus  # its stubs, which libp2p brings, shadow trio's own types
+
+#: Seconds that the start of the agent waits for hashes that are not cached.
+_START_WAIT: Final = 2.0
+
+
+@dataclass(frozen=True)
+class HeldModel:
+    """A model of this box as it is now.
+
+    `hash` is empty until the file has been read, or where it cannot be. Rates are tokens per second, None until
+    measured. `error` says why a failed model failed. `size_bytes` is the file's; `architecture`, `quantisation` and
+    `size_label` are its header's words, empty where unknown. `pid` is the child's, None while there is none.
+    """
+
+    hash: str
+    name: str
+    path: Path
+    state: State
+    context_tokens: int
+    decode_rate: float | None
+    prefill_rate: float | None
+    running: int
+    queued: int
+    slots: int
+    error: str | None
+    size_bytes: int
+    architecture: str
+    quantisation: str
+    size_label: str
+    pid: int | None
+
+
+class EnginePool:
+    """Runs jobs on the models of this box, each in a child process of its own.
+
+    `on_change` is called, from the event loop, when a model's state or load has changed.
+    """
+
+    def __init__(
+        self, models: Sequence[ModelConfig], config: EngineConfig, state_dir: Path, on_change: Callable[[], None]
+    ) -> None:
+        self._holdings: list[Holding] = []
+        if models:
+            cache = HashCache(state_dir / "model-hashes.json")
+            self._holdings = [Holding(model, config, cache, on_change) for model in models]
+
+    async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Hold the models until cancelled; on cancel every child is ended within seconds and none is left.
+
+        Reports started when every file is identified, or after two seconds: hashing tens of gigabytes for the first
+        time must not keep the box from serving what it already knows. Must run on the main thread.
+        """
+        async with trio.open_nursery() as nursery:
+            for holding in self._holdings:
+                nursery.start_soon(holding.run)
+            with trio.move_on_after(_START_WAIT):
+                for holding in self._holdings:
+                    await holding.identified.wait()
+            task_status.started()
+            await trio.sleep_forever()
+
+    def models(self) -> tuple[HeldModel, ...]:
+        """Every configured model, in the order of the configuration."""
+        return tuple(_held(holding) for holding in self._holdings)
+
+    def find(self, model: str) -> HeldModel | None:
+        """The model with this content hash or (in any case) name; None as long as its file has not been identified."""
+        holding = self._find(model)
+        return _held(holding) if holding else None
+
+    async def generate(
+        self, model_hash: str, request: InferRequest, emit: Callable[[Started | Delta | Finished], Awaitable[None]]
+    ) -> None:
+        """Run a job; awaits `emit` with Started, Delta…, Finished, and returns after that.
+
+        Waits in the model's queue and while the model loads. Raises OverloadedError when the queue is full,
+        ModelLoadError when the model cannot be loaded, ContextLengthError and BadRequestError for the request,
+        EngineError when the child fails, NoLocalModelError for another hash. Cancelling it, or `emit` raising, ends
+        the job in the child and frees its slot, at the latest two seconds later.
+        """
+        holding = self._find(model_hash) if is_hash(model_hash) else None
+        if holding is None:
+            raise NoLocalModelError(f"this box does not hold {model_hash}")
+        job = holding.admit(request)
+        try:
+            while True:
+                event = await job.next()
+                await emit(event)
+                if isinstance(event, Finished):
+                    return
+        finally:
+            job.close()
+            holding.release(job)
+
+    def _find(self, model: str) -> Holding | None:
+        for holding in self._holdings:
+            if holding.identity.hash and matches(model, model_hash=holding.identity.hash, name=holding.name):
+                return holding
+        return None
+
+
+def _held(holding: Holding) -> HeldModel:
+    identity, facts = holding.identity, holding.identity.facts
+    return HeldModel(
+        hash=identity.hash,
+        name=holding.name,
+        path=holding.path,
+        state=holding.state,
+        context_tokens=holding.context_tokens,
+        decode_rate=holding.decode.value,
+        prefill_rate=holding.prefill.value,
+        running=holding.running,
+        queued=holding.queued,
+        slots=holding.slots,
+        error=holding.error,
+        size_bytes=identity.stamp.size if identity.stamp else 0,
+        architecture=facts.architecture if facts else "",
+        quantisation=facts.quantisation if facts else "",
+        size_label=facts.size_label if facts else "",
+        pid=holding.pid,
+    )
