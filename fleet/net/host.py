@@ -41,6 +41,7 @@ class LinkStream:
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        fixes.batch_window_updates(stream.muxed_stream)
         self.peer_id: str = str(stream.muxed_conn.peer_id)
         self.remote_addr: str = fixes.remote_address(stream.muxed_conn)
 

@@ -191,7 +191,7 @@ class Link:
             for pending in self._calls.values():
                 pending.wake.set()
             with trio.CancelScope(shield=True):
-                await self._outbox.close()
+                self._outbox.close()
                 await self._say_goodbye()
                 await self._stream.close()
 

@@ -33,7 +33,7 @@ class Outbox:
         self._queue: deque[bytes] = deque()
         self._bytes = 0
         self._closed = False
-        self._changed = trio.Condition()
+        self._room = trio.Event()
         self._wake = trio.Event()
 
     async def send(self, frame: Frame) -> None:
@@ -43,10 +43,11 @@ class Outbox:
         it before it returns means that the frame was not queued.
         """
         data = encode(frame)
-        async with self._changed:
-            while self._bytes > HIGH_WATER and not self._closed:
-                await self._changed.wait()
-            self._put(data)
+        while self._bytes > HIGH_WATER and not self._closed:
+            if self._room.is_set():
+                self._room = trio.Event()
+            await self._room.wait()
+        self._put(data)
 
     def send_now(self, frame: Frame) -> None:
         """Queue a small frame whatever the queue's length; for answers to pings, cancels and errors."""
@@ -59,12 +60,11 @@ class Outbox:
         self._bytes += len(data)
         self._wake.set()
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Refuse what comes from here on; whoever waits in `send` gets PeerUnreachableError."""
         self._closed = True
         self._wake.set()
-        async with self._changed:
-            self._changed.notify_all()
+        self._room.set()
 
     async def run(self, stream: Writable) -> None:
         """Write frames as they are queued until closed and empty; raises what `stream.write` raises."""
@@ -79,5 +79,5 @@ class Outbox:
                 batch += self._queue.popleft()
             self._bytes -= len(batch)
             await stream.write(bytes(batch))
-            async with self._changed:
-                self._changed.notify_all()
+            if self._bytes <= HIGH_WATER:
+                self._room.set()
