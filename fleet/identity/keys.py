@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+import shlex
 import stat
+import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import base58
+from nacl.bindings import crypto_core_ed25519_is_valid_point
 from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
@@ -19,8 +23,11 @@ from fleet.errors import IdentityError
 SEED_ENV: Final = "SHOAL_IDENTITY_SEED"
 SEED_FILE_ENV: Final = "SHOAL_IDENTITY_SEED_FILE"
 SEED_BYTES: Final = 32
+PUBLIC_KEY_BYTES: Final = 32
 #: Multihash "identity" of a protobuf PublicKey {type: Ed25519, data: 32 bytes} (libp2p spec, peer-ids.md).
 _PEER_ID_PREFIX: Final = b"\x00\x24\x08\x01\x12\x20"
+_MAX_PEER_ID: Final = 64
+_MAX_SEED_FILE: Final = 1024
 #: Container runtimes mount secrets here, read-only and often readable by all inside the container.
 _SECRETS_DIR: Final = Path("/run/secrets")
 
@@ -56,66 +63,85 @@ def verify(public_key: bytes, message: bytes, signature: bytes) -> bool:
 
 
 def peer_id_from_public_key(public_key: bytes) -> str:
-    """The PeerID (base58btc) of a 32-byte Ed25519 public key."""
+    """The PeerID (base58btc) of an Ed25519 public key; raises IdentityError unless it has 32 bytes."""
+    if len(public_key) != PUBLIC_KEY_BYTES:
+        raise IdentityError(f"a public key has {PUBLIC_KEY_BYTES} bytes, this one has {len(public_key)}")
     return base58.b58encode(_PEER_ID_PREFIX + public_key).decode("ascii")
 
 
 def public_key_from_peer_id(peer_id: str) -> bytes:
-    """The Ed25519 public key inside a PeerID; raises IdentityError if it is not such a PeerID."""
+    """The Ed25519 public key inside a PeerID.
+
+    Raises IdentityError unless it is exactly what `peer_id_from_public_key` gives for a key that somebody can hold.
+    A PeerID has no checksum, but 15 of 16 mistyped ones are not such a key: they are no point of the curve's
+    prime-order subgroup (RFC 8032, section 5.1).
+    """
     try:
-        raw = base58.b58decode(peer_id) if 0 < len(peer_id) <= 64 else b""
+        raw = base58.b58decode(peer_id) if 0 < len(peer_id) <= _MAX_PEER_ID else b""
     except ValueError:
         raw = b""
-    if len(raw) != len(_PEER_ID_PREFIX) + 32 or not raw.startswith(_PEER_ID_PREFIX):
+    public_key = raw[len(_PEER_ID_PREFIX) :]
+    # Decoding ignores trailing space; a PeerID that is spelled differently would never compare equal.
+    if len(public_key) != PUBLIC_KEY_BYTES or peer_id != base58.b58encode(_PEER_ID_PREFIX + public_key).decode("ascii"):
         raise IdentityError("not the PeerID of an Ed25519 key (they start with 12D3KooW; see `shoal id`)")
-    return raw[len(_PEER_ID_PREFIX) :]
+    if not crypto_core_ed25519_is_valid_point(public_key):
+        raise IdentityError("no box can have this PeerID, it is probably mistyped; copy it from `shoal id` on that box")
+    return public_key
 
 
 def load(seed_file: Path, env: Mapping[str, str] = os.environ, *, create: bool = True) -> Identity:
     """The identity of this box.
 
     In this order: the seed in SHOAL_IDENTITY_SEED (64 hex digits), the file that SHOAL_IDENTITY_SEED_FILE names, or
-    `seed_file`, which is made (0600, in a 0700 folder) if it does not exist and `create` is set. Raises
-    IdentityError, with the command to run, for a seed that is malformed or that others can read.
+    `seed_file`, which is made (0600, in a 0700 folder) if it does not exist and `create` is set. A variable that is
+    empty counts as not set. Raises IdentityError, with the command to run, for a seed that is missing or malformed,
+    that others can read, or that anybody else can change. Below /run/secrets, where container runtimes mount secrets
+    read-only for everybody inside, others may read it.
     """
     if env.get(SEED_ENV):
         return Identity.from_seed(_from_hex(env[SEED_ENV].strip(), SEED_ENV))
     if env.get(SEED_FILE_ENV):
         return Identity.from_seed(_read(Path(env[SEED_FILE_ENV])))
-    if not seed_file.exists():
-        if not create:
-            raise IdentityError(f"there is no identity at {seed_file}; make one with: shoal init")
-        _create(seed_file)
+    try:
+        missing = not seed_file.exists()
+        if missing and create:
+            _create(seed_file)
+    except OSError as error:
+        raise IdentityError(f"cannot make or reach the identity {seed_file}: {error.strerror or error}") from None
+    if missing and not create:
+        raise IdentityError(f"there is no identity at {seed_file}; make one with: shoal init")
     return Identity.from_seed(_read(seed_file))
 
 
 def _from_hex(text: str, source: str) -> bytes:
-    try:
-        seed = bytes.fromhex(text)
-    except ValueError:
-        seed = b""
-    if len(seed) != SEED_BYTES:
-        raise IdentityError(f"{source} must hold 64 hex digits; make a new identity with: shoal init")
-    return seed
+    # bytes.fromhex skips spaces, so a text of the right length may still hold too few digits.
+    if len(text) != 2 * SEED_BYTES or not set(text) <= set(string.hexdigits):
+        raise IdentityError(
+            f"{source} must hold 64 hex digits; restore it from a backup, or remove it for a new identity"
+        )
+    return bytes.fromhex(text)
 
 
 def _read(path: Path) -> bytes:
     """A seed file: 64 hex digits, or 32 raw bytes."""
     try:
-        with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            data = file.read(1024)
+        # Without O_NONBLOCK, opening a named pipe would wait for ever.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            found = os.fstat(file.fileno())
+            data = file.read(_MAX_SEED_FILE) if stat.S_ISREG(found.st_mode) else b""
     except OSError as error:
         raise IdentityError(f"cannot read the identity {path}: {error.strerror}") from None
-    exposed = mode & 0o022 if path.resolve().is_relative_to(_SECRETS_DIR) else mode & 0o077
-    if exposed:
-        raise IdentityError(f"others can read or change the identity {path} (mode {mode:04o}); run: chmod 600 {path}")
-    if len(data) == SEED_BYTES:
+    if not stat.S_ISREG(found.st_mode):
+        raise IdentityError(f"the identity {path} is not a regular file")
+    mode = stat.S_IMODE(found.st_mode)
+    if mode & (0o022 if path.resolve().is_relative_to(_SECRETS_DIR) else 0o077):
+        raise IdentityError(
+            f"others can read or change the identity {path} (mode {mode:04o}); run: chmod 600 {shlex.quote(str(path))}"
+        )
+    # 32 bytes that are all hex digits are half of a text seed, not a raw one.
+    if len(data) == SEED_BYTES and not set(data) <= set(string.hexdigits.encode()):
         return data
-    try:
-        return _from_hex(data.decode("ascii").strip(), str(path))
-    except UnicodeDecodeError:
-        raise IdentityError(f"{path} is not an identity seed; make a new one with: shoal init") from None
+    return _from_hex(data.decode("latin-1").strip(), str(path))
 
 
 def _create(path: Path) -> None:
@@ -129,8 +155,17 @@ def _create(path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         # A link, unlike a rename, never replaces a seed that another process has just made.
-        os.link(new, path)
-    except FileExistsError:
-        return
+        with contextlib.suppress(FileExistsError):
+            os.link(new, path)
+        _sync_folder(path.parent)
     finally:
         new.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable: a power cut must not take back an identity that others already allow."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
