@@ -53,8 +53,8 @@ def chat(
         optional = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
         body = {"model": model, "messages": messages, **{k: v for k, v in optional.items() if v is not None}}
         if no_stream or form == "json":
-            answer, _ = client.post("/v1/chat/completions", body, headers)
-            _print_answer(answer, form)
+            answer, answer_headers = client.post("/v1/chat/completions", body, headers)
+            _print_answer(answer, answer_headers["x-shoal-job"], form)
         else:
             _stream_answer(client, body, headers)
     except ClientError as error:
@@ -70,7 +70,7 @@ def _first_model(client: AgentClient) -> str:
     return str(models[0]["id"])
 
 
-def _print_answer(answer: dict[str, Any], form: str) -> None:
+def _print_answer(answer: dict[str, Any], job: str, form: str) -> None:
     text = answer["choices"][0]["message"]["content"]
     shoal, usage = answer["shoal"], answer["usage"]
     if form == "json":
@@ -84,8 +84,9 @@ def _print_answer(answer: dict[str, Any], form: str) -> None:
                 "route": shoal["route"],
                 "finish_reason": answer["choices"][0]["finish_reason"],
                 "usage": usage,
-                "timing_ms": shoal["timing_ms"],
-                "job": shoal["job"],
+                "prefill_ms": shoal["prefill_ms"],
+                "decode_ms": shoal["decode_ms"],
+                "job": job,
             }
         )
         return

@@ -22,6 +22,8 @@ MAX_CONNECTIONS: Final = 128
 WRITE_TIMEOUT: Final = 20.0
 #: Seconds for which a refused connection is still read, so that its client sees the refusal.
 _REFUSAL_SECONDS: Final = 1.0
+#: Seconds that a request whose client has gone has to notice that.
+_WIND_DOWN: Final = 0.1
 
 
 class ClientStream:
@@ -30,6 +32,8 @@ class ClientStream:
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
         self.socket = stream.socket
+        #: Set once the client has closed its side, or the connection broke.
+        self.ended = trio.Event()
 
     async def send_all(self, data: bytes) -> None:
         """Write; a client that does not read for WRITE_TIMEOUT is disconnected (trio.BrokenResourceError)."""
@@ -41,7 +45,13 @@ class ClientStream:
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         """Read; b"" at the end."""
-        return await self._stream.receive_some(max_bytes)
+        data: bytes | bytearray = b""
+        try:
+            data = await self._stream.receive_some(max_bytes)
+        finally:
+            if not data:
+                self.ended.set()
+        return data
 
     async def send_eof(self) -> None:
         """Say that nothing more comes."""
@@ -71,10 +81,20 @@ class Connections:
         client = ClientStream(stream)
         self._open.add(client)
         try:
-            await self._handle(client)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._end_after_client, client, nursery.cancel_scope)
+                await self._handle(client)
+                nursery.cancel_scope.cancel()
         finally:
             self._open.discard(client)
             client.close()
+
+    async def _end_after_client(self, client: ClientStream, scope: trio.CancelScope) -> None:
+        """hypercorn 0.18 keeps what belongs to a connection for the whole keep-alive time after its client has gone
+        (trio/tcp_server.py: nobody cancels the idle task), so a few requests a second would use up the limit."""
+        await client.ended.wait()
+        await trio.sleep(_WIND_DOWN)
+        scope.cancel()
 
     def close_all(self) -> None:
         """Close every connection at once, also those that are writing."""

@@ -18,7 +18,7 @@ class FleetApi:
 
     async def peers(self, exchange: Exchange) -> None:
         """GET /v1/fleet/peers: every box this one knows of."""
-        await exchange.reply(200, {"object": "list", "data": list(self._services.peer_facts())})
+        await exchange.reply(200, {"peers": list(self._services.peer_facts())})
 
     async def healthz(self, exchange: Exchange) -> None:
         """GET /healthz: 200 while the process lives and its event loop turns."""
