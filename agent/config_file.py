@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import ipaddress
+import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,13 +12,17 @@ from typing import Any, Final
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from agent.addresses import http_problem, key_problem, listen_problem, peer_problem, short
 from agent.config import Config
 from agent.errors import ConfigError
-from fleet.errors import IdentityError
-from fleet.identity.keys import public_key_from_peer_id
+from fleet.models.reference import canonical_name
 
 MAX_BYTES: Final = 1024 * 1024
 MAX_DEPTH: Final = 16
+#: Keys, values and brackets in one file.
+MAX_ENTRIES: Final = 20_000
+#: A file with more problems than this is most likely not a configuration file.
+MAX_PROBLEMS: Final = 20
 
 #: Environment variables that override keys of the file, for containers.
 OVERRIDES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -32,12 +36,6 @@ OVERRIDES: Final[Mapping[str, tuple[str, ...]]] = {
 _Path = tuple[str | int, ...]
 
 
-class _Problems(Exception):  # noqa: N818 - collected problems on their way to one ConfigError
-    def __init__(self, found: list[tuple[int, str]]) -> None:
-        super().__init__()
-        self.found = found
-
-
 def load(path: Path, env: Mapping[str, str] = os.environ) -> Config:
     """Read and check a configuration file.
 
@@ -45,112 +43,229 @@ def load(path: Path, env: Mapping[str, str] = os.environ) -> Config:
     ConfigError that lists every problem as `file:line: what is wrong and what is allowed`.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path} is larger than {MAX_BYTES} bytes; this is not a configuration file")
-        text = path.read_text("utf-8")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise ConfigError(f"there is no configuration file {path}; write one with: shoal init") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is not UTF-8 text") from None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"{path} is larger than {MAX_BYTES} bytes; this is not a configuration file")
     try:
-        values, lines = _parse(text)
-        _override(values, env)
-        config = _validate(values, lines)
-        _check_network(config, lines)
-    except _Problems as problems:
-        raise ConfigError("\n".join(f"{path}:{line}: {text}" for line, text in sorted(problems.found))) from None
-    return _resolve_paths(config, path.parent)
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not UTF-8 text") from None
+    return parse(text, str(path), path.parent, env)
 
 
-def _parse(text: str) -> tuple[dict[str, Any], dict[_Path, int]]:
-    """Values, and the line of every key and list item by its path."""
+def parse(text: str, source: str, folder: Path, env: Mapping[str, str]) -> Config:
+    """Check the text of a configuration; `source` is what error messages call it, `folder` where its paths start."""
+    problems = _Problems(source)
+    values = _read_yaml(text, problems)
+    problems.stop_if_any(fatal=True)
+    _override(values, env, problems)
+    values = _without_empty(values, Config)
+    _check_network(values, problems)
+    _check_names(values, problems)
     try:
+        # The strict rules for JSON: no number for a text and no text for a number, but lists and paths as usual.
+        config = Config.model_validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        for problem in error.errors(include_url=False):
+            problems.add(problem["loc"], _explain(problem["loc"], problem))
+        config = None
+    resolved = _resolve_paths(config, folder.absolute(), problems) if config is not None else None
+    problems.stop_if_any()
+    assert resolved is not None
+    return resolved
+
+
+class _Problems:
+    """Everything found wrong so far, and where each key and list item stands (lines from 1)."""
+
+    def __init__(self, source: str) -> None:
+        self.lines: dict[_Path, int] = {(): 1}
+        self.variables: dict[_Path, str] = {}
+        self._source = source
+        self._found: dict[tuple[int, str], None] = {}
+        self._fatal = False
+
+    def add(self, location: _Path, text: str) -> None:
+        """A problem with the value at a location, or with the variable that overrides it."""
+        variable = self.variables.get(location)
+        if variable is not None:
+            self._found[0, f"{variable}: {text}"] = None
+            return
+        while location not in self.lines and location:
+            location = location[:-1]
+        self.add_line(self.lines.get(location, 1), text)
+
+    def add_line(self, line: int, text: str, *, fatal: bool = False) -> None:
+        """A problem on a line; a fatal one makes further checks meaningless."""
+        self._found[line, f"{self._source}:{line}: {text}"] = None
+        self._fatal = self._fatal or fatal
+
+    def stop_if_any(self, *, fatal: bool = False) -> None:
+        """Raise ConfigError with every problem, in the order of lines; with `fatal`, only after a fatal one."""
+        if self._fatal if fatal else self._found:
+            texts = [text for _, text in sorted(self._found)]
+            more = [f"and {len(texts) - MAX_PROBLEMS} more"] if len(texts) > MAX_PROBLEMS else []
+            raise ConfigError("\n".join(texts[:MAX_PROBLEMS] + more))
+
+
+def _read_yaml(text: str, problems: _Problems) -> dict[str, Any]:
+    """The plain values of a YAML text; notes the line of every key and list item."""
+    try:
+        if not _is_bounded(text, problems):
+            return {}
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or "not valid YAML"
-        raise _Problems([((mark.line + 1) if mark else 1, f"not valid YAML: {problem}")]) from None
-    lines: dict[_Path, int] = {(): 1}
+        what = getattr(error, "problem", None) or getattr(error, "reason", None) or "not valid"
+        problems.add_line(mark.line + 1 if mark else 1, f"not valid YAML: {what}", fatal=True)
+        return {}
     if root is None:
-        return {}, lines
+        return {}
     if not isinstance(root, yaml.MappingNode):
-        raise _Problems([(1, "the file must be a mapping of keys to values")])
-    return _build(root, (), lines, set()), lines
+        problems.add_line(1, "the file must be a mapping of keys to values", fatal=True)
+        return {}
+    values = _plain(root, (), problems)
+    assert isinstance(values, dict)
+    return values
 
 
-def _build(node: Any, path: _Path, lines: dict[_Path, int], above: set[int]) -> Any:
-    """The plain value of a node. Anchors that contain themselves and deep nesting are refused."""
+def _is_bounded(text: str, problems: _Problems) -> bool:
+    """Check size and nesting on the stream of events, before anything recursive or multiplying is done with them."""
+    depth = 0
+    for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
+        line = event.start_mark.line + 1 if event.start_mark else 1
+        if isinstance(event, yaml.AliasEvent):
+            problems.add_line(
+                line, f"aliases (*{(event.anchor or '')[:40]}) are not supported; write the value", fatal=True
+            )
+            return False
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_DEPTH:
+            problems.add_line(line, f"nested more than {MAX_DEPTH} deep", fatal=True)
+            return False
+        if count > MAX_ENTRIES:
+            problems.add_line(line, f"more than {MAX_ENTRIES} entries; this is not a configuration file", fatal=True)
+            return False
+    return True
+
+
+def _plain(node: Any, path: _Path, problems: _Problems) -> Any:
     line = node.start_mark.line + 1
-    lines.setdefault(path, line)
-    if id(node) in above or len(above) >= MAX_DEPTH:
-        raise _Problems([(line, "nested too deeply")])
-    above = above | {id(node)}
+    problems.lines.setdefault(path, line)
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(item, (*path, index), problems) for index, item in enumerate(node.value)]
     if isinstance(node, yaml.MappingNode):
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else ""
             key_line = key_node.start_mark.line + 1
-            if key == "<<" or not isinstance(key_node, yaml.ScalarNode):
-                raise _Problems([(key_line, "keys are plain words; merge keys are not supported")])
+            if not isinstance(key_node, yaml.ScalarNode):
+                problems.add_line(key_line, "a key must be a plain word", fatal=True)
+                continue
+            key = key_node.value
             if key in values:
-                raise _Problems([(key_line, f"{_dotted((*path, key))} is given twice")])
-            lines[(*path, key)] = key_line
-            values[key] = _build(value_node, (*path, key), lines, above)
+                first = problems.lines[(*path, key)]
+                problems.add_line(
+                    key_line, f"{_dotted((*path, key))} is given twice, first on line {first}", fatal=True
+                )
+                continue
+            problems.lines[(*path, key)] = key_line
+            values[key] = _plain(value_node, (*path, key), problems)
         return values
-    if isinstance(node, yaml.SequenceNode):
-        if len(node.value) > 10_000:
-            raise _Problems([(line, "more than 10000 entries")])
-        return [_build(item, (*path, index), lines, above) for index, item in enumerate(node.value)]
     loader = yaml.SafeLoader("")
     try:
-        return loader.construct_object(node, deep=True)
-    except (yaml.YAMLError, ValueError):
-        raise _Problems([(line, f"not a value: {node.value[:40]!r}")]) from None
+        value = loader.construct_object(node, deep=True)
+    except (yaml.YAMLError, ValueError, OverflowError):
+        value = ...
     finally:
         loader.dispose()
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if node.tag == "tag:yaml.org,2002:timestamp":
+        return node.value
+    problems.add_line(line, f"{_dotted(path)}: {node.value[:40]!r} is not a value that is used here", fatal=True)
+    return None
 
 
-def _override(values: dict[str, Any], env: Mapping[str, str]) -> None:
+def _override(values: dict[str, Any], env: Mapping[str, str], problems: _Problems) -> None:
     for variable, path in OVERRIDES.items():
         if not env.get(variable):
             continue
         section = values
         for key in path[:-1]:
-            inner = section.setdefault(key, {})
-            if not isinstance(inner, dict):
-                return
-            section = inner
-        section[path[-1]] = env[variable]
+            if section.get(key) is None:
+                section[key] = {}
+            section = section[key]
+            if not isinstance(section, dict):
+                break
+        else:
+            section[path[-1]] = env[variable]
+            problems.variables[path] = variable
 
 
-def _validate(values: dict[str, Any], lines: Mapping[_Path, int]) -> Config:
-    try:
-        return Config.model_validate({k: v for k, v in values.items() if v is not None})
-    except ValidationError as error:
-        found = []
-        for problem in error.errors(include_url=False):
-            location = problem["loc"]
-            found.append((_line_of(lines, location), _explain(location, problem)))
-        raise _Problems(found) from None
+def _without_empty(values: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """Known keys that have nothing behind the colon count as not given, as when all of a list is commented out."""
+    kept = {}
+    for key, value in values.items():
+        field = model.model_fields.get(key)
+        if value is None and field is not None:
+            continue
+        inner = next(_models_in(field.annotation), None) if field is not None else None
+        if inner is not None and isinstance(value, dict):
+            value = _without_empty(value, inner)
+        elif inner is not None and isinstance(value, list):
+            value = [_without_empty(item, inner) if isinstance(item, dict) else item for item in value]
+        kept[key] = value
+    return kept
 
 
 def _explain(location: _Path, problem: Mapping[str, Any]) -> str:
-    where = _dotted(location)
+    where, context = _dotted(location), problem.get("ctx", {})
+    given = problem.get("input")
+    shown = f", not {given!r}" if isinstance(given, str | int | float) and len(str(given)) < 60 else ""
     match problem["type"]:
         case "extra_forbidden":
-            section = _dotted(location[:-1])
-            key = str(location[-1])
+            section, key = _dotted(location[:-1]), str(location[-1])[:60]
             valid = _keys_at(location[:-1])
-            near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(sorted(valid))}"
+            near = difflib.get_close_matches(key.lower(), valid, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
             return f"unknown key {key!r}{f' in {section}' if section else ''}; {hint}"
         case "missing":
             return f"{where} is missing"
+        case "string_type":
+            return f"{where}: must be text{shown}" + ("; put it in quotes" if shown else "")
+        case "string_pattern_mismatch" if location == ("name",):
+            return f"{where}: must be letters, digits, '.', '_' or '-', and start with a letter or digit{shown}"
+        case "string_too_short":
+            return f"{where}: must not be empty"
+        case "string_too_long":
+            return f"{where}: must have at most {context['max_length']} characters, not {len(str(given))}"
+        case "bool_type":
+            return f"{where}: must be true or false{shown}"
+        case "int_type" | "int_from_float":
+            return f"{where}: must be a whole number{shown}"
+        case "float_type" | "finite_number":
+            return f"{where}: must be a number{shown}"
+        case "greater_than":
+            return f"{where}: must be more than {context['gt']:g}{shown}"
+        case "greater_than_equal":
+            return f"{where}: must be at least {context['ge']}{shown}"
+        case "less_than_equal":
+            return f"{where}: must be at most {context['le']:.0f}{shown}"
+        case "literal_error":
+            return f"{where}: must be {context['expected']}{shown}"
+        case "tuple_type":
+            return f"{where}: must be a list{shown}; write each item on its own line after '- '"
+        case "model_type":
+            return f"{where}: must be a mapping with the keys {', '.join(_keys_at(location))}{shown}"
         case _:
-            given = problem.get("input")
-            shown = f" (is {given!r})" if isinstance(given, str | int | float | bool) and len(str(given)) < 60 else ""
             return f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}{shown}"
 
 
@@ -158,10 +273,8 @@ def _keys_at(location: _Path) -> list[str]:
     """The valid keys of the section at `location`."""
     model: type[BaseModel] = Config
     for part in location:
-        if isinstance(part, int):
-            continue
-        for candidate in _models_in(model.model_fields[part].annotation):
-            model = candidate
+        if isinstance(part, str):
+            model = next(_models_in(model.model_fields[part].annotation))
     return list(model.model_fields)
 
 
@@ -172,79 +285,44 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models_in(inner)
 
 
-def _check_network(config: Config, lines: Mapping[_Path, int]) -> None:
-    """What types alone do not say: addresses and keys that can work."""
-    found: list[tuple[int, str]] = []
-
-    def check(location: _Path, problem: str | None) -> None:
-        if problem is not None:
-            found.append((_line_of(lines, location), f"{_dotted(location)}: {problem}"))
-
-    for index, addr in enumerate(config.net.listen):
-        check(("net", "listen", index), _listen_problem(addr))
-    for index, addr in enumerate(config.net.peers):
-        check(("net", "peers", index), _peer_problem(addr))
-    for index, entry in enumerate(config.net.allow):
-        check(("net", "allow", index, "key"), _key_problem(entry.key))
-    check(("http", "listen"), _http_problem(config.http.listen))
-    names = [model.name.lower() for model in config.models if model.name]
-    for index, model in enumerate(config.models):
-        if model.name and names.count(model.name.lower()) > 1:
-            check(("models", index, "name"), f"{model.name!r} names two models")
-    if found:
-        raise _Problems(found)
+def _check_network(values: Mapping[str, Any], problems: _Problems) -> None:
+    """What types alone do not say: addresses and keys that can work. Other types than expected are left alone."""
+    net, http = _section(values, "net"), _section(values, "http")
+    for key, problem_of in (("listen", listen_problem), ("peers", peer_problem)):
+        for index, addr in enumerate(_list(net, key)):
+            if isinstance(addr, str) and (problem := problem_of(addr)):
+                problems.add(("net", key, index), f"net.{key}[{index}]: {problem}")
+    for index, entry in enumerate(_list(net, "allow")):
+        peer_id = entry.get("key") if isinstance(entry, dict) else None
+        if isinstance(peer_id, str) and peer_id and (problem := key_problem(peer_id)):
+            problems.add(("net", "allow", index, "key"), f"net.allow[{index}].key: {problem}")
+    listen = http.get("listen")
+    has_keys = http.get("api_key_file") is not None
+    if isinstance(listen, str) and (problem := http_problem(listen, has_keys=has_keys)):
+        problems.add(("http", "listen"), f"http.listen: {problem}")
 
 
-def _listen_problem(addr: str) -> str | None:
-    parts = addr.split("/")
-    form = "use /ip4/0.0.0.0/tcp/4210 or another /ip4|ip6/ADDRESS/tcp/PORT"
-    if len(parts) != 5 or parts[0] or parts[1] not in ("ip4", "ip6") or parts[3] != "tcp":
-        return f"{addr!r} is not an address to listen on; {form}"
-    return None if _is_ip(parts[2], parts[1]) and _is_port(parts[4]) else f"{addr!r} has no valid address; {form}"
+def _check_names(values: Mapping[str, Any], problems: _Problems) -> None:
+    """Two models that requests could not tell apart; a model without a name has that of its file."""
+    seen: dict[str, int] = {}
+    for index, model in enumerate(_list(values, "models")):
+        path, name = (model.get("path"), model.get("name")) if isinstance(model, dict) else (None, None)
+        if not isinstance(path, str) or not isinstance(name, str | None):
+            continue
+        name = canonical_name(name or Path(path).name)
+        first = seen.setdefault(name, index)
+        if first != index:
+            problems.add(("models", index), f"models[{index}]: models[{first}] is called {short(name)} too; rename one")
 
 
-def _peer_problem(addr: str) -> str | None:
-    parts = addr.split("/")
-    form = "use /ip4/10.0.0.7/tcp/4210/p2p/PEERID as `shoal id` prints it on the other box"
-    if len(parts) != 7 or parts[0] or parts[3] != "tcp" or parts[5] != "p2p" or not _is_port(parts[4]):
-        return f"{addr!r} is not a peer's address; {form}"
-    if parts[1] not in ("ip4", "ip6", "dns4", "dns6") or (parts[1][:2] == "ip" and not _is_ip(parts[2], parts[1])):
-        return f"{addr!r} has no valid host; {form}"
-    return _key_problem(parts[6])
+def _section(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    section = values.get(key)
+    return section if isinstance(section, dict) else {}
 
 
-def _key_problem(key: str) -> str | None:
-    try:
-        public_key_from_peer_id(key)
-    except IdentityError as error:
-        return error.message
-    return None
-
-
-def _http_problem(listen: str) -> str | None:
-    host, _, port = listen.rpartition(":")
-    host = host.strip("[]")
-    valid = host == "localhost" or _is_ip(host, "ip6" if ":" in host else "ip4")
-    return (
-        None if valid and _is_port(port) else f"{listen!r} is not HOST:PORT; use 127.0.0.1:8420 or another IP address"
-    )
-
-
-def _is_ip(text: str, family: str) -> bool:
-    try:
-        return f"ip{ipaddress.ip_address(text).version}" == family
-    except ValueError:
-        return False
-
-
-def _is_port(text: str) -> bool:
-    return text.isascii() and text.isdigit() and int(text) < 65536
-
-
-def _line_of(lines: Mapping[_Path, int], location: _Path) -> int:
-    while location not in lines and location:
-        location = location[:-1]
-    return lines.get(location, 1)
+def _list(values: Mapping[str, Any], key: str) -> list[Any]:
+    items = values.get(key)
+    return items if isinstance(items, list) else []
 
 
 def _dotted(location: _Path) -> str:
@@ -254,17 +332,24 @@ def _dotted(location: _Path) -> str:
     return text
 
 
-def _resolve_paths(config: Config, base: Path) -> Config:
-    def absolute(path: Path) -> Path:
-        return (base / path.expanduser()).absolute()
+def _resolve_paths(config: Config, folder: Path, problems: _Problems) -> Config:
+    def absolute(path: Path | None, *location: str | int) -> Path | None:
+        try:
+            return folder / path.expanduser() if path is not None else None
+        except RuntimeError:
+            problems.add(location, f"{_dotted(location)}: there is no such user as in {short(str(path))}")
+            return path
 
+    models = [
+        model.model_copy(update={"path": absolute(model.path, "models", index, "path")})
+        for index, model in enumerate(config.models)
+    ]
+    key_file = absolute(config.http.api_key_file, "http", "api_key_file")
     return config.model_copy(
         update={
-            "state_dir": absolute(config.state_dir),
-            "seed_file": absolute(config.seed_file) if config.seed_file else None,
-            "models": tuple(m.model_copy(update={"path": absolute(m.path)}) for m in config.models),
-            "http": config.http.model_copy(
-                update={"api_key_file": absolute(config.http.api_key_file) if config.http.api_key_file else None}
-            ),
+            "state_dir": absolute(config.state_dir, "state_dir"),
+            "seed_file": absolute(config.seed_file, "seed_file"),
+            "models": tuple(models),
+            "http": config.http.model_copy(update={"api_key_file": key_file}),
         }
     )
