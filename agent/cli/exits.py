@@ -15,6 +15,7 @@ INTERRUPTED: Final = 130
 
 #: Exit code of every error code that does not simply mean "failed".
 _BY_CODE: Final[Mapping[str, int]] = {
+    "usage": USAGE,
     "config": USAGE,
     "identity": USAGE,
     "agent_unreachable": UNREACHABLE,

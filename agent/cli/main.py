@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import sys
 from typing import Final
 
 import click
 
-from agent.cli.exits import INTERRUPTED
+from agent.cli.exits import FAILED, INTERRUPTED
+from agent.cli.output import fail, wants_json
 
 #: name -> (module, attribute, one line for `shoal --help`)
 _COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "demo": ("agent.cli.demo", "demo", "Watch one box borrow another's model, on this machine."),
     "init": ("agent.cli.box", "init", "Write a configuration and make this box's identity."),
     "run": ("agent.cli.box", "run", "Run the agent."),
-    "chat": ("agent.cli.ask", "chat", "Ask a question and see who answers."),
-    "peers": ("agent.cli.ask", "peers", "List the boxes this one knows."),
-    "models": ("agent.cli.ask", "models", "List the models that can be asked for here."),
-    "doctor": ("agent.cli.ask", "doctor", "Say what is wrong with this box, and the remedy."),
+    "chat": ("agent.cli.chat", "chat", "Ask a question and see who answers."),
+    "peers": ("agent.cli.lists", "peers", "List the boxes this one knows."),
+    "models": ("agent.cli.lists", "models", "List the models that can be asked for here."),
+    "doctor": ("agent.cli.doctor", "doctor", "Say what is wrong with this box, and the remedy."),
     "id": ("agent.cli.box", "identity", "Print this box's PeerID and public key."),
     "version": ("agent.cli.box", "version", "Print versions."),
 }
@@ -53,18 +56,27 @@ def shoal() -> None:
 
 def main() -> None:
     """Entry point of the `shoal` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A model may answer what the terminal's encoding lacks; that is no reason to stop in mid-answer.
+            stream.reconfigure(errors="replace")
     try:
-        shoal.main(standalone_mode=False)
-    except click.Abort:
+        shoal.main(prog_name="shoal", standalone_mode=False)
+        sys.stdout.flush()
+    except (click.Abort, KeyboardInterrupt):
         sys.exit(INTERRUPTED)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-    except click.ClickException as error:
+    except click.UsageError as error:
+        if wants_json(sys.argv[1:]):
+            fail("json", "usage", error.format_message())
         error.show()
         sys.exit(error.exit_code)
+    except click.ClickException as error:
+        fail("json" if wants_json(sys.argv[1:]) else "text", "failed", error.format_message())
     except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(1)
+        # Whoever read the output has gone; the interpreter's own flush at the end would complain once more.
+        with contextlib.suppress(OSError):
+            sys.stdout.close()
+        sys.exit(FAILED)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,15 @@ def output_option(function: F) -> F:
     return option(function)
 
 
+def wants_json(arguments: Sequence[str]) -> bool:
+    """Whether a command line asks for JSON, for errors that are found before it is parsed."""
+    pairs = zip(("", *arguments), arguments, strict=False)
+    return any(
+        (before in ("-o", "--output") and word == "json") or word in ("-ojson", "--output=json", "-o=json")
+        for before, word in pairs
+    )
+
+
 def print_json(value: Mapping[str, Any]) -> None:
     """One JSON object on one line of standard output."""
     click.echo(json.dumps(value, ensure_ascii=False))
@@ -33,22 +42,34 @@ def fail(form: str, code: str, message: str, details: Mapping[str, Any] | None =
     if form == "json":
         print_json({"error": {"code": code, "message": message, "details": dict(details or {})}})
     else:
-        click.echo(f"shoal: {message}", err=True)
+        click.echo(f"shoal: {printable(message, keep_lines=True)}", err=True)
     sys.exit(exit_code(code))
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Rows under a header, columns aligned; the last column is not padded."""
-    lines = [list(header), *(list(row) for row in rows)]
+    lines = [list(header), *([printable(cell) for cell in row] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line[:-1], widths[:-1], strict=True)) + "  " + line[-1]
-        if len(line) > 1
-        else line[0]
-        for line in lines
-    )
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
-def styled(text: str, **style: Any) -> str:
+def printable(text: str, *, keep_lines: bool = False) -> str:
+    """Text with its control characters spelled out: what a peer or a model chose must not steer the terminal.
+
+    With `keep_lines`, line breaks and tabs stay.
+    """
+    if text.isprintable():
+        return text
+    kept = "\n\t" if keep_lines else ""
+    return "".join(c if c.isprintable() or c in kept or _joins(c) else repr(c)[1:-1] for c in text)
+
+
+def _joins(character: str) -> bool:
+    """Invisible characters that ordinary text and emoji need: soft hyphens, joiners, spaces."""
+    return character in "\u00ad\u200b\u200c\u200d\u2060\u00a0\u202f\u3000" or "\u2000" <= character <= "\u200a"
+
+
+def styled(text: str, *, err: bool = False, **style: Any) -> str:
     """Colour on a terminal that wants it (https://no-color.org), plain text elsewhere."""
-    return click.style(text, **style) if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else text
+    stream = sys.stderr if err else sys.stdout
+    return click.style(text, **style) if stream.isatty() and not os.environ.get("NO_COLOR") else text

@@ -1,0 +1,148 @@
+"""`shoal doctor`: what a running agent says is wrong, and what can be seen without one."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agent.cli import exits
+from agent.cli.box import DEFAULT_CONFIG, config_option
+from agent.cli.client import AgentClient, ClientError, agent_options
+from agent.cli.output import output_option, print_json, printable, styled
+
+if TYPE_CHECKING:
+    from agent.config import Config
+
+_HEADINGS = {"error": ("ERRORS", "red"), "warning": ("WARNINGS", "yellow"), "info": ("GOOD TO KNOW", "blue")}
+
+
+@click.command()
+@config_option(default=None, help=f"also check this configuration file  [default: {DEFAULT_CONFIG}, if there]")
+@agent_options
+@output_option
+def doctor(path: Path | None, url: str, api_key_file: Path | None, form: str) -> None:
+    """Say what is wrong with this box, and what to do about it. Exit code 5 if something is."""
+    warnings: list[dict[str, Any]] = []
+    facts: dict[str, Any] = {}
+    failure: ClientError | None = None
+    try:
+        client = AgentClient(url, api_key_file)
+        facts, agent_warnings = _ask(client)
+        warnings += agent_warnings
+    except ClientError as error:
+        failure = error
+        warnings.append(_warning(error.code, "error", "the agent cannot be asked", error.message, _remedy(error.code)))
+    if path is None and DEFAULT_CONFIG.exists():
+        path = DEFAULT_CONFIG
+    if path is not None:
+        warnings += _check_files(path, running=bool(facts))
+    if form == "json":
+        agent = {key: facts.get(key) for key in ("peer_id", "name", "version", "state")}
+        print_json({"agent": agent, "config": str(path) if path else None, "warnings": warnings})
+    else:
+        _print(facts, path, warnings)
+    if failure is not None:
+        sys.exit(exits.exit_code(failure.code))
+    sys.exit(exits.DEGRADED if any(warning["severity"] != "info" for warning in warnings) else exits.OK)
+
+
+def _ask(client: AgentClient) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What the agent says of itself, and its warnings; raises ClientError."""
+    facts, ready = client.get("/v1/fleet/self"), client.get("/readyz")
+    keys = ("code", "severity", "title", "text", "remedy")
+    with client.understood():
+        found = [{key: str(warning[key]) for key in keys} for warning in facts["warnings"]]
+        if not ready["ready"]:
+            reasons = "; ".join(str(reason) for reason in ready["reasons"])
+            found.append(_warning("not_ready", "warning", "the agent is not ready", reasons, "wait, then look again"))
+    return facts, found
+
+
+def _remedy(code: str) -> str:
+    return {
+        "agent_unreachable": "start it with: shoal run --config FILE, or name another one with --url",
+        "unauthorized": "give its API key with --api-key-file or SHOAL_API_KEY",
+    }.get(code, "check --url and SHOAL_URL")
+
+
+def _print(facts: dict[str, Any], path: Path | None, warnings: list[dict[str, Any]]) -> None:
+    if facts:
+        who = f"{facts.get('name')} ({facts.get('peer_id')}), version {facts.get('version')}, {facts.get('state')}"
+        click.echo(f"agent    {printable(who)}")
+    if path is not None:
+        click.echo(f"config   {path}")
+    for severity, (heading, colour) in _HEADINGS.items():
+        found = [warning for warning in warnings if warning["severity"] == severity]
+        if found:
+            click.echo(f"\n{styled(heading, fg=colour, bold=True)}")
+        for warning in found:
+            click.echo(f"  {printable(warning['title'])}  [{printable(warning['code'])}]")
+            click.echo(textwrap.indent(printable(warning["text"], keep_lines=True), "    "))
+            click.echo(f"    -> {printable(warning['remedy'])}")
+    if not warnings:
+        click.echo("nothing is wrong")
+
+
+def _check_files(path: Path, *, running: bool) -> list[dict[str, Any]]:
+    """What can be wrong before an agent even starts; the ports only if none is running, who would hold them."""
+    from agent.config_file import load
+    from agent.errors import ConfigError
+    from fleet.errors import IdentityError
+    from fleet.identity import keys
+
+    try:
+        config = load(path)
+    except ConfigError as error:
+        text, remedy = error.message, "correct what is named; docs/configuration.md has every key"
+        return [_warning("config", "error", "the configuration cannot be used", text, remedy)]
+    found = []
+    try:
+        keys.load(config.seed_file or config.state_dir / "identity.seed", create=False)
+    except IdentityError as error:
+        _, run, command = error.message.rpartition("run: ")
+        remedy = command if run else "do what it says; `shoal init` makes an identity where there is none"
+        found.append(_warning("identity", "error", "the identity cannot be used", error.message, remedy))
+    for model in config.models:
+        if not model.path.is_file():
+            text = f"{model.path} is not a file"
+            found.append(_warning("model_missing", "error", "a model file is missing", text, "correct models[].path"))
+    return found if running else found + _check_ports(config)
+
+
+def _check_ports(config: Config) -> list[dict[str, Any]]:
+    host, _, port = config.http.listen.rpartition(":")
+    wanted = [("http.listen", host.strip("[]").replace("localhost", "127.0.0.1"), int(port))]
+    for addr in config.net.listen:
+        _, _, ip, _, tcp_port = addr.split("/")
+        wanted.append(("net.listen", ip, int(tcp_port)))
+    found = []
+    for key, ip, number in wanted:
+        reason = _bind_problem(ip, number)
+        if reason is not None:
+            text = f"{key}: {ip} port {number}: {reason}"
+            remedy = f"end what uses it (ss -ltnp 'sport = :{number}' shows it), or change {key}"
+            found.append(_warning("port", "error", "an address cannot be listened on", text, remedy))
+    return found
+
+
+def _bind_problem(ip: str, port: int) -> str | None:
+    family = socket.AF_INET6 if ipaddress.ip_address(ip).version == 6 else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            # As the agent does: connections that are closing do not keep a port.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((ip, port))
+    except OSError as error:
+        return "another program uses it" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
+    return None
+
+
+def _warning(code: str, severity: str, title: str, text: str, remedy: str) -> dict[str, Any]:
+    return {"code": code, "severity": severity, "title": title, "text": text, "remedy": remedy}

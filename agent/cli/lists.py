@@ -1,0 +1,75 @@
+"""Commands that list what a running agent knows: peers, models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from agent.cli.client import AgentClient, ClientError, agent_options
+from agent.cli.output import fail, output_option, print_json, table
+
+
+@click.command()
+@agent_options
+@output_option
+def peers(url: str, api_key_file: Path | None, form: str) -> None:
+    """List the boxes this one knows, and how they are."""
+    try:
+        client = AgentClient(url, api_key_file)
+        found = client.get("/v1/fleet/peers")
+        with client.understood():
+            rows = [_peer_row(peer) for peer in found["peers"]]
+    except ClientError as error:
+        fail(form, error.code, error.message, error.details)
+    if form == "json":
+        print_json({"peers": found["peers"]})
+    elif rows:
+        click.echo(table(("NAME", "STATE", "RTT", "SEEN", "PEER ID", "MODELS, OR WHY NOT"), rows))
+    else:
+        click.echo("no other box is known; add net.allow and net.peers to the configuration (`shoal id` on that box)")
+
+
+def _peer_row(peer: dict[str, Any]) -> tuple[str, ...]:
+    rtt = f"{peer['rtt_ms']:.1f} ms" if peer.get("rtt_ms") is not None else "-"
+    seen = f"{peer['last_seen_s']:.0f} s ago" if peer.get("last_seen_s") is not None else "never"
+    about = ", ".join(_held(model) for model in peer["models"]) if peer["connected"] else peer.get("last_error")
+    return str(peer["name"]), str(peer["state"]), rtt, seen, str(peer["peer_id"]), str(about or "-")
+
+
+def _held(model: dict[str, Any]) -> str:
+    return f"{model['name']} ({model['state']})" if model["state"] in ("loading", "failed") else str(model["name"])
+
+
+@click.command()
+@agent_options
+@output_option
+def models(url: str, api_key_file: Path | None, form: str) -> None:
+    """List the models that can be asked for here, and which boxes hold them."""
+    try:
+        client = AgentClient(url, api_key_file)
+        found = client.get("/v1/models")
+        with client.understood():
+            listed = [{"name": str(model["id"]), **model["shoal"]} for model in found["data"]]
+            rows = [_model_row(model) for model in listed]
+    except ClientError as error:
+        fail(form, error.code, error.message, error.details)
+    if form == "json":
+        print_json({"models": listed})
+    elif rows:
+        click.echo(table(("MODEL", "CONTEXT", "HASH", "HELD BY"), rows))
+    else:
+        click.echo("no model is held here or by a connected box; see `shoal peers` and `shoal doctor`")
+
+
+def _model_row(model: dict[str, Any]) -> tuple[str, ...]:
+    short_hash = str(model["hash"]).removeprefix("sha256:")[:12]
+    holders = ", ".join(_holder(holder) for holder in model["holders"])
+    return model["name"], f"{model['context_tokens']:d}", short_hash, holders or "-"
+
+
+def _holder(holder: dict[str, Any]) -> str:
+    rate = f", {holder['decode_rate']:.0f} tok/s" if holder.get("decode_rate") else ""
+    here = " (this box)" if holder["local"] else ""
+    return f"{holder['name']}{here} [{holder['state']}{rate}]"
