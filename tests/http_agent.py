@@ -46,7 +46,7 @@ class ScriptedServices:
     jobs: list[Job] = field(default_factory=list)
     started: threading.Event = field(default_factory=threading.Event)
     cancelled: threading.Event = field(default_factory=threading.Event)
-    ready: Readiness = Readiness(True, ())
+    ready: Readiness = field(default_factory=lambda: Readiness(True, ()))
     listings: Sequence[ModelListing] = (
         ModelListing(
             "smol",

@@ -16,12 +16,15 @@ from agent.http.exchange import Exchange
 #: Paths that tell nothing but life and readiness; container health checks have no key.
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
 MAX_KEY_FILE: Final = 64 * 1024
+#: Characters; a shorter key can be guessed over the network.
+MIN_KEY: Final = 16
 
 
 def read_keys(path: Path) -> tuple[bytes, ...]:
     """The API keys in a file, one a line; empty lines and those that start with # are skipped.
 
-    Raises ConfigError where the file is missing, readable by others than its owner, too large or without a key.
+    Raises ConfigError where the file is missing, readable by others than its owner, too large, without a key, or
+    holds one shorter than MIN_KEY.
     """
     try:
         with path.open("rb") as file:
@@ -37,6 +40,11 @@ def read_keys(path: Path) -> tuple[bytes, ...]:
     keys = tuple(line for line in lines if line and not line.startswith(b"#"))
     if not keys:
         raise ConfigError(f"http.api_key_file {path} has no key; write one a line, such as from: openssl rand -hex 32")
+    if any(len(key) < MIN_KEY for key in keys):
+        raise ConfigError(
+            f"http.api_key_file {path} has a key of fewer than {MIN_KEY} characters; make one, such as from:"
+            " openssl rand -hex 32"
+        )
     return keys
 
 

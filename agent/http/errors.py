@@ -75,11 +75,11 @@ class Problem:
         return headers
 
 
-def problem_of(error: BaseException, job: str | None = None) -> Problem | None:
+def problem_of(error: BaseException) -> Problem | None:
     """The Problem for an error that a client may see; None for one that must be logged and hidden."""
     leaf = _only_leaf(error)
     if isinstance(leaf, AgentError):
-        if leaf.code not in HTTP_STATUS:
+        if leaf.code not in HTTP_STATUS or leaf.code == "internal":
             return None
         details = dict(leaf.details)
         param = details.pop("param", None)

@@ -88,7 +88,8 @@ class WholeAnswer(_Answer):
         """Answer with an error; text that was generated before it goes along in its details."""
         text = "".join(self._texts)
         extra = {"partial_text": text} if text else None
-        await self._exchange.reply(problem.status, problem.body(extra), problem.headers())
+        headers = problem.headers() + (self._served_headers() if self._routed is not None else [])
+        await self._exchange.reply(problem.status, problem.body(extra), headers)
 
     async def _send(self, finished: Finished) -> None:
         text = "".join(self._texts)
@@ -117,15 +118,19 @@ class StreamAnswer(_Answer):
         """Send one event of the job at once."""
         match event:
             case Delta():
-                await self._chunk(event.text)
+                # A token can end within a character: its text comes with the next one.
+                if event.text:
+                    await self._exchange.write(self._chunk(event.text))
             case Routed():
                 self._routed = event
                 headers = [*self._served_headers(), ("cache-control", "no-cache"), ("x-accel-buffering", "no")]
                 await self._exchange.start(200, "text/event-stream; charset=utf-8", headers)
-                await self._chunk("", role="assistant", shoal=self._served_facts())
+                first = self._chunk("", role="assistant", shoal=self._served_facts())
+                await self._exchange.write(first)
             case Resumed():
                 self._routed = event.routed
-                await self._chunk(None, shoal={"resumed_from": event.from_name, **self._served_facts()})
+                note = {"resumed_from": event.from_name, **self._served_facts()}
+                await self._exchange.write(self._chunk(None, shoal=note))
             case Finished():
                 await self._finish(event)
 
@@ -137,20 +142,20 @@ class StreamAnswer(_Answer):
             await self._exchange.refuse(problem)
 
     async def _finish(self, finished: Finished) -> None:
-        await self._chunk(None, finish_reason=finished.reason, shoal=_times(finished))
+        last = self._chunk(None, finish_reason=finished.reason, shoal=_times(finished))
         if self._include_usage:
-            await self._exchange.write(event({**self._object(self._name, []), "usage": _usage(finished)}))
+            last += event({**self._object(self._name, []), "usage": _usage(finished)})
         self.done = True
-        await self._exchange.end(DONE)
+        await self._exchange.end(last + DONE)
 
-    async def _chunk(
+    def _chunk(
         self,
         text: str | None,
         *,
         role: str | None = None,
         finish_reason: str | None = None,
         shoal: Mapping[str, object] | None = None,
-    ) -> None:
+    ) -> bytes:
         choice: dict[str, object] = {"index": 0}
         if self._chat:
             delta: dict[str, object] = {}
@@ -167,7 +172,7 @@ class StreamAnswer(_Answer):
             chunk["usage"] = None
         if shoal is not None:
             chunk["shoal"] = shoal
-        await self._exchange.write(event(chunk))
+        return event(chunk)
 
 
 def _usage(finished: Finished) -> dict[str, int]:
