@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from agent.cli import exits
 from agent.cli.box import DEFAULT_CONFIG, config_option
@@ -27,22 +28,28 @@ _HEADINGS = {"error": ("ERRORS", "red"), "warning": ("WARNINGS", "yellow"), "inf
 @config_option(default=None, help=f"also check this configuration file  [default: {DEFAULT_CONFIG}, if there]")
 @agent_options
 @output_option
-def doctor(path: Path | None, url: str, api_key_file: Path | None, form: str) -> None:
-    """Say what is wrong with this box, and what to do about it. Exit code 5 if something is."""
+@click.pass_context
+def doctor(ctx: click.Context, path: Path | None, url: str, api_key_file: Path | None, form: str) -> None:
+    """Say what is wrong with this box, and what to do about it. Exit code 5 if something is.
+
+    Without --url or SHOAL_URL it asks the agent that the configuration file describes.
+    """
+    if path is None and DEFAULT_CONFIG.exists():
+        path = DEFAULT_CONFIG
+    config, file_warnings = _check_files(path) if path is not None else (None, [])
+    if config is not None and ctx.get_parameter_source("url") is ParameterSource.DEFAULT:
+        url = _own_url(config)
     warnings: list[dict[str, Any]] = []
     facts: dict[str, Any] = {}
     failure: ClientError | None = None
     try:
-        client = AgentClient(url, api_key_file)
-        facts, agent_warnings = _ask(client)
-        warnings += agent_warnings
+        facts, warnings = _ask(AgentClient(url, api_key_file))
     except ClientError as error:
         failure = error
         warnings.append(_warning(error.code, "error", "the agent cannot be asked", error.message, _remedy(error.code)))
-    if path is None and DEFAULT_CONFIG.exists():
-        path = DEFAULT_CONFIG
-    if path is not None:
-        warnings += _check_files(path, running=bool(facts))
+    warnings += file_warnings
+    if config is not None and failure is not None and failure.code in ("agent_unreachable", "bad_answer"):
+        warnings += _check_ports(config)
     if form == "json":
         agent = {key: facts.get(key) for key in ("peer_id", "name", "version", "state")}
         print_json({"agent": agent, "config": str(path) if path else None, "warnings": warnings})
@@ -90,8 +97,8 @@ def _print(facts: dict[str, Any], path: Path | None, warnings: list[dict[str, An
         click.echo("nothing is wrong")
 
 
-def _check_files(path: Path, *, running: bool) -> list[dict[str, Any]]:
-    """What can be wrong before an agent even starts; the ports only if none is running, who would hold them."""
+def _check_files(path: Path) -> tuple[Config | None, list[dict[str, Any]]]:
+    """The configuration, if it can be used, and what can be wrong before an agent even starts."""
     from agent.config_file import load
     from agent.errors import ConfigError
     from fleet.errors import IdentityError
@@ -100,8 +107,8 @@ def _check_files(path: Path, *, running: bool) -> list[dict[str, Any]]:
     try:
         config = load(path)
     except ConfigError as error:
-        text, remedy = error.message, "correct what is named; docs/configuration.md has every key"
-        return [_warning("config", "error", "the configuration cannot be used", text, remedy)]
+        remedy = "correct what is named; docs/configuration.md has every key"
+        return None, [_warning("config", "error", "the configuration cannot be used", error.message, remedy)]
     found = []
     try:
         keys.load(config.seed_file or config.state_dir / "identity.seed", create=False)
@@ -113,7 +120,14 @@ def _check_files(path: Path, *, running: bool) -> list[dict[str, Any]]:
         if not model.path.is_file():
             text = f"{model.path} is not a file"
             found.append(_warning("model_missing", "error", "a model file is missing", text, "correct models[].path"))
-    return found if running else found + _check_ports(config)
+    return config, found
+
+
+def _own_url(config: Config) -> str:
+    """Where the agent of a configuration is asked from its own machine."""
+    host, _, port = config.http.listen.rpartition(":")
+    here = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
+    return f"http://{here}:{port}"
 
 
 def _check_ports(config: Config) -> list[dict[str, Any]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from typing import Final
+
 import psutil
 import trio
 
@@ -13,6 +16,8 @@ from agent.version import VERSION
 from fleet.net.dialler import Neighbour
 from fleet.net.gate import Gate
 from fleet.net.node import Node
+
+_ENGINE_INSTALLED: Final = find_spec("llama_cpp") is not None
 
 
 def gather(config: Config, *, node: Node, view: FleetView, pool: EnginePool, gate: Gate) -> Facts:
@@ -34,6 +39,7 @@ def gather(config: Config, *, node: Node, view: FleetView, pool: EnginePool, gat
             if refusal.direction == "inbound"
         ),
         memory_free=memory.available / memory.total,
+        engine_installed=_ENGINE_INSTALLED,
     )
 
 

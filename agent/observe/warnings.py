@@ -58,7 +58,11 @@ class KnockFact:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything the rules look at. `memory_free` is a fraction of all memory."""
+    """Everything the rules look at.
+
+    `allowed` and `targets` are PeerIDs, `addrs` the multiaddrs that others can dial. `memory_free` is a fraction of
+    all memory; `engine_installed` says whether this box can run models at all.
+    """
 
     peer_id: str
     name: str
@@ -71,6 +75,7 @@ class Facts:
     peers: tuple[PeerFact, ...] = ()
     knocks: tuple[KnockFact, ...] = ()
     memory_free: float = 1.0
+    engine_installed: bool = True
 
 
 def evaluate(facts: Facts) -> tuple[Warning, ...]:
@@ -80,7 +85,16 @@ def evaluate(facts: Facts) -> tuple[Warning, ...]:
     return tuple(sorted(found, key=lambda warning: order[warning.severity]))
 
 
-def _models_failed(facts: Facts) -> Iterator[Warning]:
+def _models(facts: Facts) -> Iterator[Warning]:
+    if facts.models and not facts.engine_installed:
+        yield Warning(
+            "engine_missing",
+            "error",
+            "this box cannot run its models",
+            f"llama.cpp is not installed, and {', '.join(model.name for model in facts.models)} need it",
+            "run: pip install 'shoal[engine]', or take the models out of the configuration",
+        )
+        return
     for model in facts.models:
         if model.state == "failed":
             yield Warning(
@@ -167,7 +181,15 @@ def _own_key(facts: Facts) -> Iterator[Warning]:
 
 
 def _addresses(facts: Facts) -> Iterator[Warning]:
-    if facts.addrs and all(_is_loopback(addr) for addr in facts.addrs):
+    if not facts.addrs:
+        yield Warning(
+            "no_address",
+            "info",
+            "no other box can connect to this one",
+            "it has no address to listen on: net.listen is empty, or this machine is in no network",
+            "this box can still dial others; if it is to be dialled, set net.listen to /ip4/0.0.0.0/tcp/4210",
+        )
+    elif all(_is_loopback(addr) for addr in facts.addrs):
         yield Warning(
             "loopback_only",
             "info",
@@ -178,7 +200,7 @@ def _addresses(facts: Facts) -> Iterator[Warning]:
 
 
 def _names(facts: Facts) -> Iterator[Warning]:
-    names = Counter([facts.name, *(peer.name for peer in facts.peers)])
+    names = Counter([facts.name, *{peer.peer_id: peer.name for peer in facts.peers}.values()])
     for name, count in names.items():
         if count > 1:
             yield Warning(
@@ -222,7 +244,7 @@ def _is_loopback(addr: str) -> bool:
 
 
 _RULES: Final[tuple[Callable[[Facts], Iterator[Warning]], ...]] = (
-    _models_failed,
+    _models,
     _refused_by,
     _unreachable,
     _knocking,
