@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 
 import structlog
 import trio
-from fleet.identity.keys import Identity
-from fleet.net.gate import Gate
 
 from agent.config import Config
 from agent.engine.pool import EnginePool
@@ -28,6 +26,8 @@ from agent.observe.warnings import Warning, evaluate
 from agent.services import AgentServices
 from agent.version import VERSION
 from fleet.errors import FleetError
+from fleet.identity.keys import Identity
+from fleet.net.gate import Gate
 from fleet.net.messages import METHOD_INFER
 from fleet.net.node import Node
 from fleet.net.rpc import Router
@@ -49,6 +49,9 @@ def run_agent(config: Config, identity: Identity) -> int:
     state folder in use) is logged with its remedy and returns 1.
     """
     failed = False
+    # What holds again once the agent no longer listens for signals: a late one must not turn a clean end into a kill.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     try:
         with _own_state_dir(config.state_dir):
             trio.run(_main, config, identity)

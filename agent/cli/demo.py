@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -166,7 +167,7 @@ def run_demo(model: Path, teller: _Teller) -> dict[str, Any]:
 
             teller.step("letting them find each other")
             for box in (sensor, pos):
-                box.wait(f"{box.name} looks for the model", lambda box=box: box.can_ask(MODEL_NAME), teller.tick)
+                box.wait(f"{box.name} looks for the model", partial(box.can_ask, MODEL_NAME), teller.tick)
             peers = [f"{p['name']} {p['rtt_ms'] or '?'} ms" for p in sensor.client.get("/v1/fleet/peers")["peers"]]
             teller.say(f"      sensor-1 sees {', '.join(peers)} over Noise-encrypted, authorised connections")
 

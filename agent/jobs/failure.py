@@ -13,7 +13,7 @@ from agent.errors import (
     LoopDetectedError,
     OverloadedError,
 )
-from fleet.errors import FleetError, RemoteError
+from fleet.errors import FleetError, FrameError, RemoteError
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,9 @@ class Failure:
 
 def of_peer(error: FleetError) -> Failure:
     """Classify what calling a peer raised."""
+    if isinstance(error, FrameError):
+        # Our own encoder refused it: no other box would get it either.
+        return Failure("too large to send", final=BadRequestError(error.message, details=error.details))
     if not isinstance(error, RemoteError):
         return Failure(error.message)
     match error.remote_code:

@@ -1,6 +1,6 @@
 """The frames of a link and their codec: u32 length, then one CBOR array, with every limit checked first.
 
-Pure: bytes in, frozen frames out. A frame is at most 1 MiB, nests at most 8 deep, and holds only CBOR's plain types:
+Pure: bytes in, frozen frames out. A frame is at most 1 MiB and 64 KiB, nests at most 8 deep, and holds only CBOR's plain types:
 tags are refused, because some of them (rationals, bignums, regular expressions) let a peer buy much CPU for few bytes.
 """
 
@@ -16,7 +16,8 @@ import cbor2
 
 from fleet.errors import FrameError
 
-MAX_FRAME: Final = 1024 * 1024
+#: A prompt of 1 MiB, and 64 KiB for what stands around it.
+MAX_FRAME: Final = 1024 * 1024 + 64 * 1024
 MAX_DEPTH: Final = 8
 _MAX_TEXT: Final = 4096
 _MAX_ID: Final = (1 << 53) - 1
@@ -117,7 +118,7 @@ def encode(frame: Frame) -> bytes:
 
 
 class FrameDecoder:
-    """Turns a byte stream into frames. Holds at most one unfinished frame (1 MiB) and the bytes last fed."""
+    """Turns a byte stream into frames. Holds at most one unfinished frame and the bytes last fed."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()

@@ -46,6 +46,7 @@ PING_INTERVAL: Final = 1.0
 #: Nothing received for this long means that the peer is gone: a frozen peer is noticed within 3 s.
 SILENCE_LIMIT: Final = 2.5
 _CHECK_INTERVAL: Final = 0.25
+_GOODBYE_LIMIT: Final = 0.5
 _READ_SIZE: Final = 256 * 1024
 #: What one call may have waiting for its consumer before the call is given up: ~100k tokens.
 _MAX_PENDING: Final = 100_000
@@ -122,6 +123,7 @@ class Link:
         self._last_heard = 0.0
         self._pings: dict[int, float] = {}
         self._scope = trio.CancelScope()
+        self._closing = False
 
     @property
     def busy(self) -> bool:
@@ -158,19 +160,29 @@ class Link:
                         raise RemoteError(code, message, retryable=retryable, details=details)
         finally:
             del self._calls[call_id]
-            if not ended and not self.closed.is_set():
+            if not ended and not self._over():
                 self._outbox.send_now(Cancel(call_id))
 
     def notify(self, topic: str, body: Mapping[str, object]) -> None:
         """Send a message that has no answer; dropped silently when the link is over."""
-        if not self.closed.is_set():
+        if not self._over():
             self._outbox.send_now(Notify(topic, body))
 
+    def _over(self) -> bool:
+        return self._closing or self.closed.is_set()
+
     def close(self, reason: str) -> None:
-        """End the link: calls in flight fail on both sides. Returns at once; `closed` is set when it is done."""
-        if not self.closed.is_set():
-            self.close_reason = self.close_reason or reason
-            self._scope.cancel()
+        """End the link once what is queued, and a goodbye, have been written; in half a second at the latest.
+
+        Calls that are in flight then fail on both sides. Returns at once; `closed` is set when it is done.
+        """
+        if self.closed.is_set() or self._closing:
+            return
+        self._closing = True
+        self.close_reason = self.close_reason or reason
+        self._outbox.send_now(Goodbye(reason))
+        self._outbox.close()
+        self._scope.deadline = trio.current_time() + _GOODBYE_LIMIT
 
     # --- the tasks of a running link -------------------------------------------------------------------------------
 
@@ -180,7 +192,7 @@ class Link:
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._outbox.run, self._stream)
+                    nursery.start_soon(self._write)
                     nursery.start_soon(self._keep_alive)
                     nursery.start_soon(self._read, nursery, on_notify, decoder)
         except* FleetError as group:
@@ -190,17 +202,13 @@ class Link:
             self.close_reason = self.close_reason or "closed"
             for pending in self._calls.values():
                 pending.wake.set()
+            self._outbox.close()
             with trio.CancelScope(shield=True):
-                self._outbox.close()
-                await self._say_goodbye()
                 await self._stream.close()
 
-    async def _say_goodbye(self) -> None:
-        with trio.move_on_after(0.5):
-            try:
-                await self._stream.write(encode(Goodbye(self.close_reason)))
-            except PeerUnreachableError:
-                return
+    async def _write(self) -> None:
+        await self._outbox.run(self._stream)
+        self._scope.cancel()
 
     async def _read(
         self, nursery: trio.Nursery, on_notify: Callable[[Link, str, object], None], decoder: FrameDecoder
@@ -214,11 +222,13 @@ class Link:
             self._last_heard = trio.current_time()
             try:
                 for frame in decoder.feed(data):
+                    if self._closing:
+                        return
                     self._handle(frame, nursery, on_notify)
             except FrameError as error:
                 self._router.refused["bad_frame"] += 1
-                self.close_reason = f"the peer broke the protocol: {error.message}"
-                raise
+                self.close(f"the other side broke the protocol: {error.message}")
+                return
 
     def _handle(self, frame: Frame, nursery: trio.Nursery, on_notify: Callable[[Link, str, object], None]) -> None:
         match frame:
@@ -285,12 +295,12 @@ class Link:
                     answer = Failure(call_id, "internal", "the box failed to handle the call", retryable=True)
         finally:
             del self._handling[call_id]
-        if answer is not None and not self.closed.is_set():
+        if answer is not None and not self._over():
             self._outbox.send_now(answer)
 
     async def _keep_alive(self) -> None:
         nonce, next_ping = 0, trio.current_time()
-        while True:
+        while not self._closing:
             now = trio.current_time()
             if now >= next_ping:
                 nonce += 1

@@ -61,7 +61,10 @@ class Outbox:
         self._wake.set()
 
     def close(self) -> None:
-        """Refuse what comes from here on; whoever waits in `send` gets PeerUnreachableError."""
+        """Refuse what comes from here on, so that `run` returns once what is queued has been written.
+
+        Whoever waits in `send` gets PeerUnreachableError.
+        """
         self._closed = True
         self._wake.set()
         self._room.set()

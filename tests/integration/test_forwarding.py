@@ -165,9 +165,9 @@ def test_a_prompt_past_the_context_is_400_with_both_numbers_also_through_a_peer(
         assert answer.status_code == 400
         error = answer.json()["error"]
         assert error["code"] == "context_length_exceeded"
-        assert error["details"]["context_tokens"] == 2048
+        assert error["details"]["context_tokens"] == 4096
         assert error["details"]["prompt_tokens"] > 5000
-        assert "2048" in error["message"]
+        assert "4096" in error["message"]
 
 
 @pytest.mark.model
@@ -407,7 +407,8 @@ def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
     with agents(tmp_path, {"jetson-1": holding_smollm2()}) as (jetson,):
         children = children_of(jetson.pid)
         with httpx.Client() as client, streaming(client, jetson) as response:
-            assert Stream(response).next_text()
+            stream = Stream(response)
+            assert stream.next_text()
             jetson.send(signal.SIGTERM)
             wait_until(lambda: any(r["event"] == "agent.draining" for r in jetson.lines))
             jetson.send(signal.SIGTERM)

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def test_2_a_server_that_says_nothing_does_not_hold_a_dialler(repaired: bool) ->
 
     async def scenario() -> None:
         async with trio.open_nursery() as nursery:
-            (listener,) = await nursery.start(lambda task_status: trio.serve_tcp(silence, 0, host="127.0.0.1", task_status=task_status))
+            (listener,) = await nursery.start(partial(trio.serve_tcp, silence, 0, host="127.0.0.1"))
             port = listener.socket.getsockname()[1]
             if repaired:
                 host = fixed("client")
@@ -317,7 +318,7 @@ def test_8_many_small_reads_are_no_failure() -> None:
 @asynccontextmanager
 async def frozen_host(script: str) -> AsyncIterator[tuple[str, subprocess.Popen[str]]]:
     """A host in a process of its own that can be stopped; yields its address."""
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: ASYNC220 - it takes a millisecond, and the test waits for it anyway
         [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
     )
     try:
@@ -444,7 +445,7 @@ def test_a_failed_dial_is_not_repeated_behind_the_diallers_back(repaired: bool) 
         if repaired:
             fixes.dial_once(client.get_network())
         async with trio.open_nursery() as nursery, client.run(listen_addrs=[]):
-            (listener,) = await nursery.start(lambda task_status: trio.serve_tcp(hang_up, 0, host="127.0.0.1", task_status=task_status))
+            (listener,) = await nursery.start(partial(trio.serve_tcp, hang_up, 0, host="127.0.0.1"))
             port = listener.socket.getsockname()[1]
             with pytest.raises(ANY_ERROR):
                 await client.connect(PeerInfo(stock("server").get_id(), [Multiaddr(f"/ip4/127.0.0.1/tcp/{port}")]))

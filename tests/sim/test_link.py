@@ -226,6 +226,9 @@ def test_b31_garbage_on_a_link_is_counted_and_ends_only_that_link() -> None:
         assert b.router.refused["bad_frame"] == 1
         assert b.link is not None
         assert "broke the protocol" in b.link.close_reason
+        await a.down.wait()
+        assert a.link is not None
+        assert "broke the protocol" in a.link.close_reason
 
     with_link(scenario)
 
