@@ -1,7 +1,8 @@
 """The frames of a link and their codec: u32 length, then one CBOR array, with every limit checked first.
 
-Pure: bytes in, frozen frames out. A frame is at most 1 MiB and 64 KiB, nests at most 8 deep, and holds only CBOR's plain types:
-tags are refused, because some of them (rationals, bignums, regular expressions) let a peer buy much CPU for few bytes.
+Pure: bytes in, frozen frames out. A frame is at most 1 MiB and 64 KiB long, nests at most 8 deep, and holds only
+CBOR's plain types: tags are refused, because some of them (rationals, bignums, regular expressions) let a peer buy
+much CPU for few bytes.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ Frame = HelloFrame | Call | Event | End | Failure | Cancel | Ping | Pong | Notif
 
 
 def encode(frame: Frame) -> bytes:
-    """One frame as bytes, length first. Raises FrameError if it would be larger than 1 MiB."""
+    """One frame as bytes, length first. Raises FrameError if it would be past MAX_FRAME."""
     payload = cbor2.dumps(_to_array(frame))
     if len(payload) > MAX_FRAME:
         raise FrameError(

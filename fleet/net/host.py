@@ -16,7 +16,6 @@ from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key
 from libp2p.custom_types import TProtocol
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.network.config import ConnectionConfig
-from libp2p.network.stream.exceptions import StreamEOF
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
@@ -41,23 +40,21 @@ class LinkStream:
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
-        fixes.batch_window_updates(stream.muxed_stream)
+        self._direct = fixes.DirectStream(stream)
         self.peer_id: str = str(stream.muxed_conn.peer_id)
         self.remote_addr: str = fixes.remote_address(stream.muxed_conn)
 
     async def read(self, max_bytes: int) -> bytes:
         """At least one byte, or none at the end; raises PeerUnreachableError when the stream is broken."""
         try:
-            return bytes(await self._stream.read(max_bytes))
-        except StreamEOF:
-            return b""
+            return await self._direct.read(max_bytes)
         except (BaseLibp2pError, OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise PeerUnreachableError(f"the connection to the peer broke ({type(error).__name__})") from error
 
     async def write(self, data: bytes) -> None:
         """Write all of it; raises PeerUnreachableError when the stream is broken or stalled for 5 s."""
         try:
-            await self._stream.write(data)
+            await self._direct.write(data)
         except (BaseLibp2pError, OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise PeerUnreachableError(f"the connection to the peer broke ({type(error).__name__})") from error
 
@@ -109,7 +106,7 @@ class Host:
         fixes.never_dial_unasked(swarm)
         fixes.bound_half_open(swarm)
         fixes.release_inbound_slots(swarm)
-        fixes.report_go_away(swarm, self._went_away)
+        fixes.flatten_connections(swarm, self._went_away)
         fixes.gate_connections(swarm, self._admit)
         self._host.set_stream_handler(TProtocol(LINK_PROTOCOL), self._inbound)
 

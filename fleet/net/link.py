@@ -134,7 +134,8 @@ class Link:
         """Call the peer; await `on_event` with each event and return the body of the answer.
 
         Raises RemoteError with the peer's own code, PeerUnreachableError when the link is over or breaks, and
-        FrameError when `body` is past 1 MiB. There is no time-out here: cancel it, and the peer is told to stop.
+        FrameError when `body` is past a frame's limit. There is no time-out here: cancel it, and the peer is told to
+        stop.
         """
         call_id, self._next_call = self._next_call, self._next_call + 1
         pending = self._calls[call_id] = _Outgoing()

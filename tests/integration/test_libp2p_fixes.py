@@ -461,7 +461,7 @@ def test_stock_libp2p_forgets_why_a_peer_went_away_and_this_one_tells() -> None:
     async def scenario() -> None:
         server, client = stock("server"), stock("client")
         fixes.gate_connections(server.get_network(), lambda *_: False)
-        fixes.report_go_away(client.get_network(), lambda peer_id, code: codes.append((peer_id, code)))
+        fixes.flatten_connections(client.get_network(), lambda peer_id, code: codes.append((peer_id, code)))
         async with listening(server), client.run(listen_addrs=[]):
             try:
                 await client.connect(PeerInfo(server.get_id(), [address(server)]))
