@@ -31,7 +31,7 @@ State = Literal["idle", "loading", "loaded", "failed"]
 CANCEL_LIMIT: Final = 2.0
 #: Seconds between looks at the file of a model that failed, and before a load that failed for a passing reason is
 #: tried again.
-LOOK_AGAIN: Final = 5.0
+LOOK_AGAIN: Final = 1.0
 LOAD_AGAIN: Final = 30.0
 _MAX_BACKOFF: Final = 30.0
 #: Seconds a job is taken to last before any has been measured.
