@@ -1,0 +1,87 @@
+"""Who may speak to whom, between real agents: refusals that both sides can see and mend."""
+
+from __future__ import annotations
+
+import json
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from tests.harness import Agent, agents
+from tests.integration.test_forwarding import peers, wait_until
+
+
+def warnings_of(box: Agent) -> dict[str, dict[str, Any]]:
+    facts = httpx.get(f"{box.url}/v1/fleet/self", timeout=10).json()
+    return {warning["code"]: warning for warning in facts["warnings"]}
+
+
+def test_b25_a_refused_box_says_so_on_both_sides_and_gets_in_once_it_is_allowed(tmp_path: Path) -> None:
+    with agents(tmp_path, {"sensor-1": {}, "jetson-1": {}}, connect=False) as (sensor, jetson):
+        for box in (sensor, jetson):
+            box.stop()
+        sensor.dial(jetson)
+        jetson.config_file.write_text(jetson.config_file.read_text().replace(sensor.peer_id, sensor_like(jetson)))
+        jetson.start()
+        sensor.start()
+        wait_until(lambda: [p["state"] for p in peers(sensor)] == ["refused"])
+        (refused,) = peers(sensor)
+        assert sensor.peer_id in refused["last_error"]
+        assert "net.allow" in refused["last_error"]
+        assert sensor.peer_id in warnings_of(sensor)["refused_by_peer"]["remedy"]
+        assert sensor.peer_id in warnings_of(jetson)["unknown_key_knocks"]["remedy"]
+        assert peers(jetson) == []
+        doctor = subprocess.run(
+            [sys.executable, "-m", "agent.cli.main", "doctor", "-o", "json", "--url", sensor.url],
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        assert doctor.returncode == 5
+        assert "refused_by_peer" in {w["code"] for w in json.loads(doctor.stdout)["warnings"]}
+        jetson.stop()
+        jetson.allow(sensor)
+        jetson.start()
+        wait_until(lambda: [p["state"] for p in peers(sensor)] == ["connected"])
+
+
+def sensor_like(box: Agent) -> str:
+    """Some key other than the sensor's, so that the allow-list is not empty."""
+    return box.peer_id
+
+
+def test_garbage_on_a_running_agents_p2p_port_changes_nothing(tmp_path: Path) -> None:
+    with agents(tmp_path, {"sensor-1": {}, "pos-1": {}}) as (sensor, pos):
+        wait_until(lambda: [p["connected"] for p in peers(sensor)] == [True])
+        for garbage in (b"\x00" * 100, b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 5000, b"\x13/multistream/1.0.0\n" * 50):
+            for _ in range(10):
+                with socket.create_connection(("127.0.0.1", sensor.p2p_port)) as stranger:
+                    stranger.sendall(garbage)
+        assert [p["connected"] for p in peers(sensor)] == [True]
+        pos.kill()
+        wait_until(lambda: [p["connected"] for p in peers(sensor)] == [False], 3)
+        pos.start()
+        wait_until(lambda: [p["connected"] for p in peers(sensor)] == [True])
+
+
+def test_b29_the_state_folder_is_private_and_used_by_one_agent_at_a_time(tmp_path: Path) -> None:
+    with agents(tmp_path, {"sensor-1": {}}) as (sensor,):
+        state = sensor.folder / "state"
+        assert stat.S_IMODE(state.stat().st_mode) == 0o700
+        second = Agent(tmp_path / "second", "second", {"state_dir": str(state)}, {})
+        second.spawn()
+        assert second.wait() == 1
+        assert "another agent is using" in second.log()
+
+
+def test_an_idle_borrow_only_agent_fits_into_120_mb(tmp_path: Path) -> None:
+    with agents(tmp_path, {"sensor-1": {}, "pos-1": {}}) as (sensor, _):
+        wait_until(lambda: [p["connected"] for p in peers(sensor)] == [True])
+        assert psutil.Process(sensor.pid).memory_info().rss <= 120e6
+        assert "llama_cpp" not in Path(f"/proc/{sensor.pid}/maps").read_text()
