@@ -29,6 +29,11 @@ class Child:
         ours, theirs = socket.socketpair()
         environment = {key: value for key, value in os.environ.items() if not key.startswith("SHOAL_")}
         environment["GGML_NO_BACKTRACE"] = "1"  # ggml's abort forks a debugger, which outlives the process
+        # ggml's threads meet at a barrier some 500 times a token and by default spin there until the scheduler takes
+        # the core away: where another program wants a core too, SmolLM2-135M on two threads falls from 130 tok/s to
+        # 0.3. With 1000 rounds of spinning and then a futex it keeps 26, and 130 where the cores are free (300
+        # rounds: 35 and 120; OMP_WAIT_POLICY=passive: 50 and 35).
+        environment.setdefault("GOMP_SPINCOUNT", "1000")
         try:
             # The child asks the kernel to be killed when its parent dies (PR_SET_PDEATHSIG), and that fires when the
             # *thread* that started it ends. So it is started here, on the thread that runs the agent, and not by
@@ -58,6 +63,7 @@ class Child:
         self._process.stderr.close()
         self._stderr = b""
         self._protocol_error = ""
+        self._ended_here = False
         #: Set by whoever reads its messages, when it has loaded its model.
         self.loaded = trio.Event()
 
@@ -68,6 +74,7 @@ class Child:
 
     def kill(self) -> None:
         """End the process now, without asking it; `run` then returns."""
+        self._ended_here = True
         if self._process.returncode is None:
             self._process.kill()
 
@@ -87,6 +94,8 @@ class Child:
         code = self._process.returncode
         if self._protocol_error:
             return f"sent a malformed message ({self._protocol_error})"
+        if self._ended_here:
+            return "did not answer and was ended"
         if code is not None and code < 0:
             try:
                 name = signal.Signals(-code).name
