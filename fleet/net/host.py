@@ -164,7 +164,7 @@ class Host:
         peer = ID.from_string(peer_id)
         address = Multiaddr(addr.split("/p2p/")[0])
         swarm = self._host.get_network()
-        await fixes.forget_failures(swarm, peer)
+        fixes.forget_failures(swarm, peer)
         fixes.use_one_address(self._host, peer, address)
         scope = trio.CancelScope()
         self._refused[peer_id] = scope

@@ -150,7 +150,10 @@ def flatten_connections(swarm: Any, on_go_away: Callable[[str, int], None]) -> N
             return await read_slowly(length) if ready is None else ready
 
         muxed_conn._read_data_body = read_body
-        return await add_conn(muxed_conn, direction=direction)
+        try:
+            return await add_conn(muxed_conn, direction=direction)
+        finally:
+            flat.registered.set()
 
     swarm.add_conn = add_flattened
 
@@ -169,6 +172,9 @@ class FlatNoise:
         self._cipher = bytearray()
         self._plain = bytearray(session._drain(None))
         self._writing = trio.Lock()
+        #: Set once the swarm knows the connection. A GO_AWAY that comes sooner waits for it: a connection that ends
+        #: while it is being registered takes 0.2 s to clean up, behind a shield.
+        self.registered = trio.Event()
 
     async def read(self, n: int | None = None) -> bytes:
         """Exactly `n` bytes, or with None whatever one message holds.
@@ -183,6 +189,8 @@ class FlatNoise:
         if n == HEADER_SIZE:
             version, kind, _, stream, code = struct.unpack(YAMUX_HEADER_FORMAT, data)
             if (version, kind, stream) == (0, TYPE_GO_AWAY, 0):
+                with trio.move_on_after(_REFUSAL_LINGER):
+                    await self.registered.wait()
                 self._on_go_away(int(code))
         return data
 
@@ -298,13 +306,16 @@ def never_dial_unasked(swarm: Any) -> None:
     swarm.auto_connector.maybe_connect = nothing
 
 
-async def forget_failures(swarm: Any, peer_id: Any) -> None:
-    """A failed dial blacklists the peer for 60 s (swarm.py 950), and a connection that the peer closed stays in the
-    table, where `connect` takes it for a live one (basic_host.py 1134)."""
+def forget_failures(swarm: Any, peer_id: Any) -> None:
+    """A failed dial blacklists the peer for 60 s (swarm.py 950), and a connection that is ending stays in the table,
+    where `connect` takes it for a live one (basic_host.py 1134)."""
     swarm.unblock_peer(peer_id)
     known = swarm.get_connections(peer_id)
-    if known and all(conn.is_closed or conn.muxed_conn.is_closed for conn in known):
-        await swarm.close_peer(peer_id)
+    alive = [conn for conn in known if not (conn.is_closed or conn.muxed_conn.event_shutting_down.is_set())]
+    if alive:
+        swarm.connections[peer_id] = alive
+    else:
+        swarm.connections.pop(peer_id, None)
 
 
 def use_one_address(host: Any, peer_id: Any, address: Any) -> None:

@@ -171,7 +171,7 @@ def test_3_a_failed_dial_does_not_blacklist(repaired: bool) -> None:
                 await client.connect(dead)
             client.get_peerstore().clear_addrs(server.get_id())
             if repaired:
-                await fixes.forget_failures(client.get_network(), server.get_id())
+                fixes.forget_failures(client.get_network(), server.get_id())
                 await client.connect(PeerInfo(server.get_id(), [address(server)]))
                 assert server.get_id() in client.get_connected_peers()
             else:
