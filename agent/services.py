@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import psutil
 import trio
-from fleet.net.gate import Gate
 
 from agent.config import Config
 from agent.engine.pool import EnginePool
@@ -17,6 +16,7 @@ from agent.jobs.job import Emit, Job
 from agent.jobs.run import JobRunner
 from agent.observe.warnings import Warning
 from agent.version import VERSION
+from fleet.net.gate import Gate
 from fleet.net.messages import ModelPresence
 from fleet.net.node import Node
 from fleet.net.rpc import Router

@@ -8,7 +8,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,23 @@ def speed(sensor: Agent, jetson: Agent) -> list[Figure]:
         at_least("decode rate, borrowed / own (tok/s)", 0.97, median(rate), rate, median(own_rate)),
         at_most("gap between tokens, p95 borrowed / own step (ms)", 2.0, median(gap95), gap95, median(step)),
     ]
+
+
+def speed_with_a_free_core() -> list[Figure]:
+    """The same with the model on one thread: what a borrower costs that does not live on the model's own cores.
+
+    On one machine the borrowing agent's work is taken from the model's threads; between two boxes it is not.
+    """
+    if psutil.cpu_count() == 1:
+        return []
+    one_thread = holding_smollm2() | {"engine": {"threads": 1}}
+    with (
+        tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder,
+        agents(Path(folder), {"sensor-1": {}, "jetson-1": one_thread}) as (sensor, jetson),
+    ):
+        until(lambda: knows_model(sensor))
+        figures = speed(sensor, jetson)
+    return [replace(figure, figure=f"{figure.figure}, model on one thread") for figure in figures[:2]]
 
 
 def faults(sensor: Agent, jetson: Agent) -> list[Figure]:
@@ -201,5 +218,7 @@ def main() -> int:
             figures += [refusal(jetson), disconnect(sensor, jetson)]
             print(f"{FAULTS} kills of the provider", flush=True)
             figures += faults(sensor, jetson)
+    print(f"{PAIRS} paired answers, the model on one thread", flush=True)
+    figures += speed_with_a_free_core()
     print(json.dumps({"bench": "borrow", "figures": len(figures)}))
     return publish("borrow", figures)

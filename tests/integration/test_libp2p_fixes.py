@@ -263,7 +263,7 @@ def test_7_a_stock_stream_whose_reader_stalls_is_killed() -> None:
             await client.connect(PeerInfo(server.get_id(), [address(server)]))
             stream = await client.new_stream(server.get_id(), [LINK_PROTOCOL])
             with pytest.raises(ANY_ERROR), trio.fail_after(20):
-                await stream.write(b"x" * 4_000_000)
+                await stream.write(b"x" * 40_000_000)  # Yamux lets a window grow to 16 MiB
 
     run(scenario)
 
