@@ -9,21 +9,25 @@ from __future__ import annotations
 import contextlib
 import struct
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import libp2p.network.swarm as swarm_module
 import trio
 from libp2p.io.exceptions import ConnectionClosedError, IncompleteReadError
 from libp2p.network.config import RetryConfig
+from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.exceptions import SwarmException
 from libp2p.stream_muxer.exceptions import MuxedStreamReset
 from libp2p.stream_muxer.yamux.yamux import (
     DEFAULT_WINDOW_SIZE,
+    FLAG_SYN,
+    GO_AWAY_NORMAL,
     HEADER_SIZE,
     MAX_MESSAGE_SIZE,
     TYPE_DATA,
     TYPE_GO_AWAY,
+    TYPE_WINDOW_UPDATE,
     YAMUX_HEADER_FORMAT,
 )
 
@@ -36,7 +40,10 @@ MAX_HALF_OPEN: Final = 128
 MAX_HALF_OPEN_PER_ADDRESS: Final = 32
 #: Addresses of known peers never expire by themselves (seconds; ten years).
 LONG_TTL: Final = 315_360_000
+#: Streams a peer may have open on one connection; a link needs one, libp2p's own protocols a few more.
+MAX_STREAMS: Final = 64
 _REFUSAL_LINGER: Final = 1.0
+_FAREWELL_LIMIT: Final = 0.25
 _READ_AHEAD: Final = 64 * 1024
 #: Noise's 65535 bytes a message, less the 16 of its tag.
 _MAX_PLAIN: Final = 65535 - 16
@@ -131,50 +138,78 @@ async def _refuse(muxed_conn: Any) -> None:
 
 
 def flatten_connections(swarm: Any, on_go_away: Callable[[str, int], None]) -> None:
-    """Two defects of what lies under a stream, mended in one place because they are about the same reads.
+    """Three defects of what lies under a stream, mended in one place because they are about the same reads.
 
     Yamux logs the code of a GO_AWAY and forgets it (yamux.py 1455), and a muxer class named in `muxer_opt` is not
-    used (muxer_multistream.py `new_conn`): here the code is reported as `on_go_away(peer_id, code)`. And each frame
-    passes nine coroutines, four locks and a new cancel scope on its way from the socket (io/msgio.py, security/noise,
-    secure_session.py, yamux.py 1177): see FlatNoise.
+    used (muxer_multistream.py `new_conn`): here the code is reported as `on_go_away(peer_id, code)`. A peer that
+    sends more than its window only gets a line in the log, and the bytes are kept (yamux.py 1537), as are streams
+    without number (yamux.py 1284): see FrameRules. And each frame passes nine coroutines, four locks and a new cancel
+    scope on its way from the socket (io/msgio.py, security/noise, secure_session.py, yamux.py 1177): see FlatNoise.
     """
     add_conn = swarm.add_conn
 
     async def add_flattened(muxed_conn: Any, direction: str = "unknown") -> Any:
         peer_id = str(muxed_conn.peer_id)
-        flat = muxed_conn.secured_conn = FlatNoise(muxed_conn.secured_conn, lambda code: on_go_away(peer_id, code))
+        rules = FrameRules(muxed_conn.streams, lambda code: on_go_away(peer_id, code))
+        flat = muxed_conn.secured_conn = FlatNoise(muxed_conn.secured_conn, rules.check)
         read_slowly = muxed_conn._read_data_body
 
         async def read_body(length: int) -> Any:
             ready = flat.take(length)
-            return await read_slowly(length) if ready is None else ready
+            if ready is not None:
+                return ready
+            # A body of twelve bytes must not be taken for the next header.
+            flat.on_header = None
+            try:
+                return await read_slowly(length)
+            finally:
+                flat.on_header = rules.check
 
         muxed_conn._read_data_body = read_body
-        try:
-            return await add_conn(muxed_conn, direction=direction)
-        finally:
-            flat.registered.set()
+        return await add_conn(muxed_conn, direction=direction)
 
     swarm.add_conn = add_flattened
+
+
+class FrameRules:
+    """What a frame's header may say: no data past the window that was given, no stream past MAX_STREAMS."""
+
+    def __init__(self, streams: Mapping[int, Any], on_go_away: Callable[[int], None]) -> None:
+        self._streams = streams
+        self._on_go_away = on_go_away
+
+    def check(self, header: bytes) -> None:
+        """Look at a header before its body is read; raises ConnectionClosedError when it breaks a rule."""
+        version, kind, flags, number, length = struct.unpack(YAMUX_HEADER_FORMAT, header)
+        if version != 0:
+            raise ConnectionClosedError("the peer does not speak Yamux", transport="tcp")
+        if kind == TYPE_GO_AWAY:
+            self._on_go_away(int(length))
+        new = flags & FLAG_SYN and kind in (TYPE_DATA, TYPE_WINDOW_UPDATE) and number not in self._streams
+        if new and len(self._streams) >= MAX_STREAMS:
+            raise ConnectionClosedError(f"the peer opened more than {MAX_STREAMS} streams", transport="tcp")
+        if kind == TYPE_DATA:
+            stream = self._streams.get(number)
+            if length > (DEFAULT_WINDOW_SIZE if stream is None else stream.recv_window):
+                raise ConnectionClosedError("the peer sent more than its window", transport="tcp")
 
 
 class FlatNoise:
     """A Noise connection after its handshake, straight on the socket: same bytes, one coroutine.
 
+    `on_header` sees each 12-byte read, which is a Yamux header unless a body is being read, and may raise.
+
     Noise (revision 34, section 3): a message is a 16-bit big-endian length and that much ciphertext.
     """
 
-    def __init__(self, session: Any, on_go_away: Callable[[int], None]) -> None:
+    def __init__(self, session: Any, on_header: Callable[[bytes], None] | None) -> None:
         self._session = session
         self._noise = session.conn.noise_state
         self._socket: trio.SocketStream = session.conn.read_writer.read_write_closer.stream.stream
-        self._on_go_away = on_go_away
+        self.on_header = on_header
         self._cipher = bytearray()
         self._plain = bytearray(session._drain(None))
         self._writing = trio.Lock()
-        #: Set once the swarm knows the connection. A GO_AWAY that comes sooner waits for it: a connection that ends
-        #: while it is being registered takes 0.2 s to clean up, behind a shield.
-        self.registered = trio.Event()
 
     async def read(self, n: int | None = None) -> bytes:
         """Exactly `n` bytes, or with None whatever one message holds.
@@ -186,12 +221,8 @@ class FlatNoise:
             await self._receive(wanted)
         data = bytes(self._plain[: len(self._plain) if n is None else n])
         del self._plain[: len(data)]
-        if n == HEADER_SIZE:
-            version, kind, _, stream, code = struct.unpack(YAMUX_HEADER_FORMAT, data)
-            if (version, kind, stream) == (0, TYPE_GO_AWAY, 0):
-                with trio.move_on_after(_REFUSAL_LINGER):
-                    await self.registered.wait()
-                self._on_go_away(int(code))
+        if n == HEADER_SIZE and self.on_header is not None:
+            self.on_header(data)
         return data
 
     def take(self, n: int) -> bytes | None:
@@ -240,6 +271,41 @@ class FlatNoise:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
+
+
+def close_promptly(swarm: Any) -> None:
+    """Closing a connection sleeps 0.1 s twice (yamux.py 823, swarm_connection.py 218), shielded when a dial failed
+    (swarm.py 2728), and waits without end for a frozen peer to take the farewell (yamux.py 795).
+
+    A refusal that arrived after 20 ms was thereby told after 220. Here the farewell gets a quarter of a second and
+    the pauses are one pass of the scheduler, which is all that they are there for.
+    """
+    SwarmConn._cleanup = _clean_up_at_once
+    add_conn = swarm.add_conn
+
+    async def add_prompt(muxed_conn: Any, direction: str = "unknown") -> Any:
+        async def close(error_code: int = GO_AWAY_NORMAL) -> None:
+            if muxed_conn.event_closed.is_set():
+                return
+            if not muxed_conn.event_shutting_down.is_set():
+                farewell = struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_GO_AWAY, 0, 0, error_code)
+                with trio.move_on_after(_FAREWELL_LIMIT), contextlib.suppress(Exception):
+                    await muxed_conn._write_frame(farewell)
+            await muxed_conn._cleanup_on_error()
+
+        muxed_conn.close = close
+        return await add_conn(muxed_conn, direction=direction)
+
+    swarm.add_conn = add_prompt
+
+
+async def _clean_up_at_once(conn: Any) -> None:
+    conn.swarm.remove_conn(conn)
+    for stream in conn.streams.copy():
+        with contextlib.suppress(Exception):  # the connection is closed; only the stream's own state is left to set
+            await stream.reset()
+    await trio.lowlevel.checkpoint()
+    await conn._notify_disconnected()
 
 
 def dial_once(swarm: Any) -> None:

@@ -1,0 +1,348 @@
+"""The host alone: what `open_link` promises of time, errors and what it leaves behind, and what a peer may not do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import trio
+
+from fleet.errors import DeniedError, PeerRefusedError, PeerUnreachableError
+from fleet.identity.keys import Identity
+from fleet.net import libp2p_fixes as fixes
+from fleet.net.gate import Gate
+from fleet.net.host import Host
+from fleet.net.link import ByteStream
+from tests.harness import free_port, peer_id_of, seed_of
+from tests.integration._libp2p_server import hold
+
+SERVER = peer_id_of("server")
+
+
+def run(scenario: Callable[[], Awaitable[None]], limit: float = 60) -> None:
+    async def main() -> None:
+        with trio.fail_after(limit):
+            await scenario()
+
+    trio.run(main)
+
+
+def host_of(
+    name: str,
+    *,
+    listen: tuple[str, ...] = (),
+    allowed: Callable[[str], bool] = lambda peer_id: True,
+    on_link: Callable[[ByteStream], Awaitable[None]] = hold,
+) -> Host:
+    return Host(seed_of(name), listen=listen, gate=Gate(allowed), on_link=on_link)
+
+
+@asynccontextmanager
+async def server(mode: str = "holds") -> AsyncIterator[tuple[str, subprocess.Popen[str]]]:
+    """The address and the process of a host that is not this process."""
+    process = subprocess.Popen(  # noqa: ASYNC220 - it takes a millisecond, and the test waits for it anyway
+        [sys.executable, "-m", "tests.integration._libp2p_server", *mode.split()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert process.stdout is not None
+    try:
+        yield (await trio.to_thread.run_sync(process.stdout.readline)).strip(), process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+async def until(condition: Callable[[], bool], limit: float = 10) -> None:
+    with trio.fail_after(limit):
+        while not condition():
+            await trio.sleep(0.01)
+
+
+def sockets() -> int:
+    return len(psutil.Process().net_connections(kind="tcp"))
+
+
+def test_the_host_has_the_peer_id_of_its_seed() -> None:
+    async def scenario() -> None:
+        host = host_of("server", listen=("/ip4/127.0.0.1/tcp/0",))
+        assert host.peer_id == Identity.from_seed(seed_of("server")).peer_id == SERVER
+        async with host.run():
+            (addr,) = host.addrs()
+            start, port = addr.removesuffix(f"/p2p/{SERVER}").rsplit("/", 1)
+            assert start == "/ip4/127.0.0.1/tcp"
+            assert int(port) > 0
+
+    run(scenario)
+
+
+def test_listening_everywhere_is_told_as_addresses_that_can_be_dialled() -> None:
+    async def scenario() -> None:
+        host = host_of("server", listen=("/ip4/0.0.0.0/tcp/0",))
+        client = host_of("client")
+        async with host.run(), client.run():
+            addrs = host.addrs()
+            assert addrs
+            assert not any("0.0.0.0" in addr for addr in addrs)
+            assert all(addr.endswith(f"/p2p/{SERVER}") for addr in addrs)
+            assert "/ip4/127.0.0.1/" in addrs[-1]
+            link = await client.open_link(SERVER, addrs[-1:], timeout=10)
+            await link.close()
+
+    run(scenario)
+
+
+def test_container_bridges_are_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = next(iter(psutil.net_if_addrs().values()))[0]
+
+    def at(ip: str) -> list[Any]:
+        return [real._replace(family=2, address=ip)]
+
+    interfaces = {
+        "docker0": at("172.17.0.1"),
+        "veth12": at("172.18.0.1"),
+        "br-9f": at("172.19.0.1"),
+        "lo": at("127.0.0.1"),
+        "eth0": at("192.168.7.4") + at("169.254.3.3"),
+    }
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: interfaces)
+
+    async def scenario() -> None:
+        host = host_of("server", listen=("/ip4/0.0.0.0/tcp/0",))
+        async with host.run():
+            assert [addr.split("/")[2] for addr in host.addrs()] == ["192.168.7.4", "127.0.0.1"]
+
+    run(scenario)
+
+
+def test_a_link_carries_bytes_both_ways_and_ends_on_both_sides() -> None:
+    ended = trio.Event()
+
+    async def echo(stream: ByteStream) -> None:
+        assert stream.peer_id == peer_id_of("client")
+        assert stream.remote_addr.startswith("127.0.0.1:")
+        while data := await stream.read(100_000):
+            await stream.write(data)
+        await stream.close()
+        ended.set()
+
+    async def scenario() -> None:
+        host, client = host_of("server", listen=("/ip4/127.0.0.1/tcp/0",), on_link=echo), host_of("client")
+        async with host.run(), client.run():
+            link = await client.open_link(SERVER, host.addrs(), timeout=10)
+            for size in (1, 12, 65_524, 65_536, 300_000):
+                sent = os.urandom(size)
+                got = bytearray()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(link.write, sent)
+                    while len(got) < size:
+                        got += await link.read(size)
+                assert bytes(got) == sent
+            assert client.connected() == (SERVER,)
+            await link.close()
+            await link.close()
+            await ended.wait()
+            await until(lambda: not client.connected() and not host.connected())
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "addrs",
+    [
+        [],
+        ["garbage"],
+        [""],
+        ["/ip4/300.1.2.3/tcp/1"],
+        ["/ip4/127.0.0.1"],
+        ["/ip4/127.0.0.1/udp/9/quic-v1"],
+        ["/unix/%2Ftmp%2Fx"],
+        [f"/ip4/127.0.0.1/tcp/1/p2p/{SERVER}/p2p-circuit"],
+    ],
+)
+def test_an_address_that_leads_nowhere_is_a_peer_that_cannot_be_reached(addrs: list[str]) -> None:
+    async def scenario() -> None:
+        client = host_of("client")
+        async with client.run():
+            with pytest.raises(PeerUnreachableError):
+                await client.open_link(SERVER, addrs, timeout=2)
+
+    run(scenario)
+
+
+def test_a_peer_id_that_is_none_is_a_peer_that_cannot_be_reached() -> None:
+    async def scenario() -> None:
+        client = host_of("client")
+        async with client.run():
+            with pytest.raises(PeerUnreachableError):
+                await client.open_link("not a key!", [f"/ip4/127.0.0.1/tcp/{free_port()}"], timeout=2)
+            await client.disconnect("not a key!")
+            await client.disconnect(SERVER)
+
+    run(scenario)
+
+
+def test_a_dial_ends_in_time_and_leaves_nothing_behind_when_the_other_side_says_nothing() -> None:
+    async def silence(stream: trio.SocketStream) -> None:
+        await trio.sleep_forever()
+
+    async def scenario() -> None:
+        client = host_of("client")
+        async with client.run(), trio.open_nursery() as nursery:
+            (listener,) = await nursery.start(partial(trio.serve_tcp, silence, 0, host="127.0.0.1"))
+            addr = f"/ip4/127.0.0.1/tcp/{listener.socket.getsockname()[1]}"
+            before = psutil.Process().num_fds()
+            began = trio.current_time()
+            with pytest.raises(PeerUnreachableError, match="no answer"):
+                await client.open_link(SERVER, [addr, addr, addr], timeout=0.9)
+            assert trio.current_time() - began < 2 * 0.9
+            # Three sockets are still held by the silent server in this process; none by the client.
+            await until(lambda: psutil.Process().num_fds() <= before + 3)
+            nursery.cancel_scope.cancel()
+
+    run(scenario)
+
+
+def test_a_peer_that_freezes_between_connecting_and_answering_costs_the_timeout_and_no_more() -> None:
+    async def scenario() -> None:
+        client = host_of("client")
+        async with server() as (addr, process), client.run():
+            first = await client.open_link(SERVER, [addr], timeout=10)
+            os.kill(process.pid, signal.SIGSTOP)
+            for _ in range(2):
+                began = trio.current_time()
+                with pytest.raises(PeerUnreachableError, match="no answer"):
+                    await client.open_link(SERVER, [addr], timeout=0.5)
+                assert trio.current_time() - began < 2 * 0.5
+            assert client.connected() == (SERVER,)  # the first link may yet recover
+            await first.close()
+            await until(lambda: client.connected() == ())
+            os.kill(process.pid, signal.SIGCONT)
+            again = await client.open_link(SERVER, [addr], timeout=10)
+            await again.close()
+
+    run(scenario)
+
+
+def test_b24_a_stale_connection_that_the_peer_had_made_does_not_stand_in_the_way_of_a_new_one() -> None:
+    """A box that lost power leaves a connection that looks alive; once the box is back it must be reached."""
+    linked, given_up = trio.Event(), trio.Event()
+
+    async def on_link(stream: ByteStream) -> None:
+        linked.set()
+        await given_up.wait()  # as the link's keep-alive does
+
+    async def scenario() -> None:
+        box = host_of("box", listen=("/ip4/127.0.0.1/tcp/0",), on_link=on_link)
+        async with box.run(), server(f"dials {box.addrs()[0]}") as (_, lost):
+            await linked.wait()
+            os.kill(lost.pid, signal.SIGSTOP)
+            given_up.set()
+            async with server() as (addr, _):
+                with trio.fail_after(5):
+                    while True:
+                        try:
+                            link = await box.open_link(SERVER, [addr], timeout=1)
+                            break
+                        except PeerUnreachableError:
+                            continue
+                await link.close()
+            await until(lambda: box.connected() == ())
+
+    run(scenario)
+
+
+def test_b25_every_one_of_many_refusals_is_told_as_such() -> None:
+    async def scenario() -> None:
+        client = host_of("client")
+        async with server("refuses") as (addr, process), client.run():
+            held = psutil.Process(process.pid).num_fds()
+            for _ in range(30):
+                with pytest.raises(PeerRefusedError, match=client.peer_id):
+                    await client.open_link(SERVER, [addr], timeout=10)
+            assert client.connected() == ()
+            await until(lambda: psutil.Process(process.pid).num_fds() <= held)
+
+    run(scenario)
+
+
+def test_b28_a_key_that_is_no_longer_allowed_gets_no_new_link_on_an_old_connection_and_hears_why() -> None:
+    allowed = {peer_id_of("client")}
+
+    async def scenario() -> None:
+        host = host_of("server", listen=("/ip4/127.0.0.1/tcp/0",), allowed=allowed.__contains__)
+        client = host_of("client")
+        async with host.run(), client.run():
+            first = await client.open_link(SERVER, host.addrs(), timeout=10)
+            allowed.clear()
+            with pytest.raises(PeerRefusedError):
+                await client.open_link(SERVER, host.addrs(), timeout=10)
+            with pytest.raises(PeerUnreachableError):
+                while True:
+                    await first.write(b"x")
+                    await trio.sleep(0.01)
+            await until(lambda: not host.connected())
+
+    run(scenario)
+
+
+def test_our_own_gate_is_asked_before_a_socket_is_opened() -> None:
+    async def scenario() -> None:
+        client = host_of("client", allowed=lambda peer_id: False)
+        listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
+        async with client.run():
+            port = listener.socket.getsockname()[1]
+            with pytest.raises(DeniedError, match=SERVER):
+                await client.open_link(SERVER, [f"/ip4/127.0.0.1/tcp/{port}"], timeout=10)
+            with trio.move_on_after(0.2) as waited:
+                await listener.accept()
+            assert waited.cancelled_caught
+        await listener.aclose()
+
+    run(scenario)
+
+
+def test_a_dial_can_be_cancelled_at_any_moment() -> None:
+    async def scenario() -> None:
+        client = host_of("client")
+        async with server() as (addr, process), client.run():
+            held = psutil.Process(process.pid).num_fds()
+            for milliseconds in range(0, 40, 2):
+                link = None
+                with trio.move_on_after(milliseconds / 1000):
+                    link = await client.open_link(SERVER, [addr], timeout=10)
+                if link is not None:
+                    await link.close()
+                await until(lambda: client.connected() == ())
+            await until(lambda: psutil.Process(process.pid).num_fds() <= held)
+            link = await client.open_link(SERVER, [addr], timeout=10)
+            await link.close()
+
+    run(scenario)
+
+
+def test_a_host_alone_leaves_room_in_the_memory_of_a_small_box() -> None:
+    async def scenario() -> None:
+        async with server("idle") as (_, process):
+            assert process.stdout is not None
+            used = int(await trio.to_thread.run_sync(process.stdout.readline))
+            assert used < 115e6
+
+    run(scenario)
+
+
+def test_the_limits_are_those_that_the_documents_name() -> None:
+    assert (fixes.MAX_HALF_OPEN, fixes.MAX_HALF_OPEN_PER_ADDRESS, fixes.MAX_STREAMS) == (128, 32, 64)
+    assert fixes.GATED == 0x1007
