@@ -214,8 +214,8 @@ def test_b18_b33_a_frozen_provider_is_noticed_within_three_seconds_and_comes_bac
         assert stream.error is not None
         assert not stream.done
         jetson.send(signal.SIGCONT)
-        wait_until(lambda: MODEL in borrowable(sensor))
-        assert ask(sensor).status_code == 200
+        # A dial that was under way when the box froze may come up first, and end at once.
+        wait_until(lambda: ask(sensor).status_code == 200)
 
 
 @pytest.mark.model
