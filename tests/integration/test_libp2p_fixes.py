@@ -5,12 +5,14 @@ The half that shows the defect fails when a new libp2p no longer has it; then th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -26,11 +28,19 @@ from libp2p.exceptions import BaseLibp2pError
 from libp2p.io.exceptions import IncompleteReadError
 from libp2p.io.utils import read_exactly
 from libp2p.network.config import ConnectionConfig
+from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.peer.peerinfo import PeerInfo
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
+from libp2p.stream_muxer.yamux.yamux import (
+    FLAG_SYN,
+    TYPE_DATA,
+    TYPE_GO_AWAY,
+    TYPE_WINDOW_UPDATE,
+    YAMUX_HEADER_FORMAT,
+    Yamux,
+)
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
-from libp2p.stream_muxer.yamux.yamux import Yamux
 from multiaddr import Multiaddr
 
 from fleet.errors import PeerUnreachableError
@@ -43,6 +53,8 @@ from fleet.net.rpc import IncomingCall
 from tests.harness import free_port, peer_id_of, seed_of
 from tests.peer import peer
 
+#: As libp2p has it: any Host of this process replaces it.
+STOCK_CLEANUP = SwarmConn._cleanup
 LOOPBACK = Multiaddr("/ip4/127.0.0.1/tcp/0")
 ANY_ERROR = (BaseLibp2pError, OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 
@@ -254,9 +266,6 @@ def test_6_a_dial_does_not_sleep_out_the_happy_eyeballs_delay(monkeypatch: pytes
 def test_7_a_stock_stream_whose_reader_stalls_is_killed() -> None:
     async def scenario() -> None:
         server, client = stock("server"), stock("client")
-
-        async def never_read(stream: Any) -> None:
-            await trio.sleep_forever()
 
         server.set_stream_handler(LINK_PROTOCOL, never_read)
         async with server.run(listen_addrs=[LOOPBACK]), client.run(listen_addrs=[]):
@@ -471,5 +480,162 @@ def test_stock_libp2p_forgets_why_a_peer_went_away_and_this_one_tells() -> None:
             except ANY_ERROR:
                 pass
         assert codes == [(str(server.get_id()), fixes.GATED)]
+
+    run(scenario)
+
+
+async def never_read(stream: Any) -> None:
+    await trio.sleep_forever()
+
+
+@asynccontextmanager
+async def attack(repaired: bool) -> AsyncIterator[tuple[Any, Any, Any]]:
+    """A server that reads nothing by itself, and an admitted client's muxer and stream to write frames by hand."""
+    server, client = stock("server"), stock("client")
+    if repaired:
+        fixes.flatten_connections(server.get_network(), lambda *_: None)
+    server.set_stream_handler(LINK_PROTOCOL, never_read)
+    async with server.run(listen_addrs=[LOOPBACK]), client.run(listen_addrs=[]):
+        await client.connect(PeerInfo(server.get_id(), [address(server)]))
+        stream = await client.new_stream(server.get_id(), [LINK_PROTOCOL])
+        (conn,) = server.get_network().get_connections(client.get_id())
+        yield conn.muxed_conn, stream.muxed_stream.conn, stream.muxed_stream
+
+
+async def send_by_hand(muxer: Any, frames: Iterable[bytes]) -> None:
+    with contextlib.suppress(*ANY_ERROR):
+        for frame in frames:
+            await muxer._write_frame(frame)
+
+
+@pytest.mark.parametrize("repaired", [False, True])
+def test_a_peer_cannot_send_more_than_its_window(repaired: bool) -> None:
+    # A stock window may have grown to 16 MiB while the protocol was negotiated.
+    body, count = bytes(60_000), 400
+
+    async def scenario() -> None:
+        async with attack(repaired) as (victim, muxer, stream):
+            header = struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_DATA, 0, stream.stream_id, len(body))
+            await send_by_hand(muxer, [header + body] * count)
+            kept = 0
+            with trio.fail_after(20):
+                while not victim.is_closed and kept < count * len(body):
+                    kept = max(kept, len(victim.stream_buffers.get(stream.stream_id, b"")))
+                    await trio.sleep(0.01)
+            assert victim.is_closed is repaired
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("repaired", [False, True])
+def test_a_peer_cannot_open_streams_without_number(repaired: bool) -> None:
+    async def scenario() -> None:
+        async with attack(repaired) as (victim, muxer, _):
+            opening = [
+                struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_WINDOW_UPDATE, FLAG_SYN, number, 0)
+                for number in range(1001, 1601, 2)
+            ]
+            await send_by_hand(muxer, opening)
+            with trio.fail_after(20):
+                while not victim.is_closed and len(victim.streams) < len(opening):
+                    await trio.sleep(0.01)
+            assert victim.is_closed is repaired
+
+    run(scenario)
+
+
+def test_a_body_that_looks_like_a_header_is_only_a_body() -> None:
+    """Twelve bytes are read in one go whether they are a header or not."""
+    gone: list[int] = []
+
+    async def scenario() -> None:
+        server, client = stock("server"), stock("client")
+        fixes.flatten_connections(server.get_network(), lambda peer_id, code: gone.append(code))
+        async with listening(server), client.run(listen_addrs=[]):
+            await client.connect(PeerInfo(server.get_id(), [address(server)]))
+            stream = await client.new_stream(server.get_id(), [LINK_PROTOCOL])
+            for body in (
+                struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_GO_AWAY, 0, 0, fixes.GATED),
+                struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_DATA, 0, 1, 0xFFFFFFFF),
+                struct.pack(YAMUX_HEADER_FORMAT, 9, 9, 9, 9, 9),
+            ):
+                # Header and body in messages of their own, so that the body is not there yet when it is asked for.
+                number = stream.muxed_stream.stream_id
+                await stream.muxed_stream.conn._write_frame(
+                    struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_DATA, 0, number, len(body))
+                )
+                await trio.sleep(0.05)
+                await stream.muxed_stream.conn.secured_conn.write(body)
+                assert await stream.read(len(body)) == body
+        assert gone == []
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("repaired", [False, True])
+def test_closing_a_connection_does_not_pause(repaired: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SwarmConn, "_cleanup", SwarmConn._cleanup)
+
+    async def close() -> float:
+        server, client = stock("server"), stock("client")
+        if repaired:
+            fixes.close_promptly(client.get_network())
+        async with listening(server), client.run(listen_addrs=[]):
+            await client.connect(PeerInfo(server.get_id(), [address(server)]))
+            began = trio.current_time()
+            await client.disconnect(server.get_id())
+            assert client.get_connected_peers() == []
+            return trio.current_time() - began
+
+    async def scenario() -> None:
+        if repaired:
+            assert min([await close() for _ in range(3)]) < 0.2
+        else:
+            monkeypatch.setattr(SwarmConn, "_cleanup", STOCK_CLEANUP)
+            assert await close() >= 0.2
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("repaired", [False, True])
+def test_hanging_up_on_a_frozen_peer_ends(repaired: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SwarmConn, "_cleanup", SwarmConn._cleanup)
+
+    async def fill(muxer: Any) -> None:
+        with contextlib.suppress(*ANY_ERROR):
+            while True:
+                await muxer._write_frame(bytes(1_000_000))
+
+    async def scenario() -> None:
+        client, server_id = stock("client"), stock("server").get_id()
+        if repaired:
+            fixes.close_promptly(client.get_network())
+        async with frozen_host(STOCK_SERVER) as (addr, process), client.run(listen_addrs=[]):
+            await client.connect(PeerInfo(server_id, [Multiaddr(addr.split("/p2p/")[0])]))
+            (conn,) = client.get_network().get_connections(server_id)
+            os.kill(process.pid, signal.SIGSTOP)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(fill, conn.muxed_conn)
+                await trio.sleep(0.5)
+                with trio.move_on_after(3) as waited:
+                    await conn.close()
+                assert waited.cancelled_caught is not repaired
+                process.kill()
+                nursery.cancel_scope.cancel()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("repaired", [False, True])
+def test_11_nobody_is_dialled_unasked(repaired: bool) -> None:
+    async def scenario() -> None:
+        server, client = stock("server"), stock("client")
+        if repaired:
+            fixes.never_dial_unasked(client.get_network())
+        async with listening(server), client.run(listen_addrs=[]):
+            client.get_peerstore().add_addrs(server.get_id(), [address(server)], 600)
+            with trio.move_on_after(5):
+                await client.get_network().auto_connector.maybe_connect()
+            assert (server.get_id() not in client.get_connected_peers()) is repaired
 
     run(scenario)
