@@ -93,7 +93,7 @@ def ask(box: Box, model: str, question: str, max_tokens: int, on_text: Callable[
     found, began, first, last, pieces = Measured(), time.monotonic(), 0.0, 0.0, 0
     with box.client.stream("/v1/chat/completions", body, {}) as events:
         for event in events:
-            if "shoal" in event:
+            if "served_by" in event.get("shoal", {}):
                 found.served_by, found.route = event["shoal"]["served_by"], tuple(event["shoal"]["route"])
                 found.model = event["model"]
             if event.get("usage"):
