@@ -130,7 +130,7 @@ class Node:
                 self._dialler.learn(peer_id, addrs, nursery)
             if self._mdns:
                 nursery.start_soon(
-                    discover, self.peer_id, self.addrs(), lambda peer, addrs: self._found(peer, addrs, nursery)
+                    discover, self.peer_id, self.addrs, lambda peer, addrs: self._found(peer, addrs, nursery)
                 )
             task_status.started()
             await trio.sleep_forever()
