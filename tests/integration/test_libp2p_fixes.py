@@ -560,12 +560,11 @@ def test_a_body_that_looks_like_a_header_is_only_a_body() -> None:
                 struct.pack(YAMUX_HEADER_FORMAT, 9, 9, 9, 9, 9),
             ):
                 # Header and body in messages of their own, so that the body is not there yet when it is asked for.
-                number = stream.muxed_stream.stream_id
-                await stream.muxed_stream.conn._write_frame(
-                    struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_DATA, 0, number, len(body))
-                )
-                await trio.sleep(0.05)
-                await stream.muxed_stream.conn.secured_conn.write(body)
+                muxer, number = stream.muxed_stream.conn, stream.muxed_stream.stream_id
+                async with muxer._write_lock:
+                    await muxer.secured_conn.write(struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_DATA, 0, number, len(body)))
+                    await trio.sleep(0.05)
+                    await muxer.secured_conn.write(body)
                 assert await stream.read(len(body)) == body
         assert gone == []
 
