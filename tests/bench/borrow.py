@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -97,12 +98,13 @@ def speed(sensor: Agent, jetson: Agent) -> list[Figure]:
     ]
 
 
-def speed_with_a_free_core() -> list[Figure]:
-    """The same with the model on one thread: what a borrower costs that does not live on the model's own cores.
+def speed_on_own_cores() -> list[Figure]:
+    """The same with each box held to a core of its own, as boxes are: lender and model on one, borrower on another.
 
-    On one machine the borrowing agent's work is taken from the model's threads; between two boxes it is not.
+    Where they share cores, the borrowing agent's work is taken from the model's threads; between two boxes it is not.
     """
-    if psutil.cpu_count() == 1:
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
         return []
     one_thread = holding_smollm2() | {"engine": {"threads": 1}}
     with (
@@ -110,8 +112,22 @@ def speed_with_a_free_core() -> list[Figure]:
         agents(Path(folder), {"sensor-1": {}, "jetson-1": one_thread}) as (sensor, jetson),
     ):
         until(lambda: knows_model(sensor))
-        figures = speed(sensor, jetson)
-    return [replace(figure, figure=f"{figure.figure}, model on one thread") for figure in figures[:2]]
+        hold_to(jetson.pid, cores[0])
+        hold_to(sensor.pid, cores[1])
+        os.sched_setaffinity(0, {cores[1]})  # this process, the client, lives on the box that borrows
+        try:
+            figures = speed(sensor, jetson)
+        finally:
+            os.sched_setaffinity(0, cores)
+    return [replace(figure, figure=f"{figure.figure}, each box on its own core") for figure in figures]
+
+
+def hold_to(pid: int, core: int) -> None:
+    """Every thread of a process, and of its children, on one core."""
+    process = psutil.Process(pid)
+    for one in (process, *process.children(recursive=True)):
+        for thread in one.threads():
+            os.sched_setaffinity(thread.id, {core})
 
 
 def faults(sensor: Agent, jetson: Agent) -> list[Figure]:
@@ -218,7 +234,7 @@ def main() -> int:
             figures += [refusal(jetson), disconnect(sensor, jetson)]
             print(f"{FAULTS} kills of the provider", flush=True)
             figures += faults(sensor, jetson)
-    print(f"{PAIRS} paired answers, the model on one thread", flush=True)
-    figures += speed_with_a_free_core()
+    print(f"{PAIRS} paired answers, each box on its own core", flush=True)
+    figures += speed_on_own_cores()
     print(json.dumps({"bench": "borrow", "figures": len(figures)}))
     return publish("borrow", figures)
