@@ -29,6 +29,22 @@ class IdentityError(FleetError):
     code = "identity"
 
 
+class RefusedOpError(FleetError):
+    """An op, genesis or invite that this box does not accept; `reason` is a stable code of what is wrong with it."""
+
+    code = "refused_op"
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message, details={"reason": reason})
+        self.reason = reason
+
+
+class StoreError(FleetError):
+    """The fleet document cannot be read from or written to disk; the message names the file and the remedy."""
+
+    code = "store"
+
+
 class FrameError(FleetError):
     """A peer sent a frame past a limit or not decodable; the link it came on is closed and the refusal counted."""
 

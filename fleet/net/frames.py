@@ -1,25 +1,22 @@
 """The frames of a link and their codec: u32 length, then one CBOR array, with every limit checked first.
 
-Pure: bytes in, frozen frames out. A frame is at most 1 MiB and 64 KiB long, nests at most 8 deep, and holds only
-CBOR's plain types: tags are refused, because some of them (rationals, bignums, regular expressions) let a peer buy
-much CPU for few bytes.
+Pure: bytes in, frozen frames out. A frame is at most 1 MiB and 64 KiB long, and its CBOR is as `fleet.cbor` limits it.
 """
 
 from __future__ import annotations
 
-import io
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, NoReturn
+from typing import Final
 
 import cbor2
 
+from fleet import cbor
 from fleet.errors import FrameError
 
 #: A prompt of 1 MiB, and 64 KiB for what stands around it.
 MAX_FRAME: Final = 1024 * 1024 + 64 * 1024
-MAX_DEPTH: Final = 8
 _MAX_TEXT: Final = 4096
 _MAX_ID: Final = (1 << 53) - 1
 _LENGTH: Final = struct.Struct(">I")
@@ -158,20 +155,9 @@ class FrameDecoder:
 def decode(payload: bytes) -> Frame:
     """Decode the CBOR of one frame; raises FrameError naming what is wrong with it."""
     try:
-        source = io.BytesIO(payload)
-        array = cbor2.load(
-            source,
-            tag_hook=_refuse_tag,
-            semantic_decoders=_NO_TAGS,
-            max_depth=MAX_DEPTH,
-            allow_indefinite=False,
-            allow_duplicate_keys=False,
-            strict_hashable_types=True,
-        )
-    except (cbor2.CBORError, ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
-        raise FrameError(f"not a valid frame: {type(error).__name__}") from None
-    if source.read(1):
-        raise FrameError("not a valid frame: bytes after its end")
+        array = cbor.decode(payload)
+    except cbor.CborError as error:
+        raise FrameError(f"not a valid frame: {error}") from None
     if not isinstance(array, list) or not array or type(array[0]) is not int:
         raise FrameError("not a valid frame: expected an array that starts with its type")
     build = _FROM_ARRAY.get(array[0])
@@ -181,16 +167,6 @@ def decode(payload: bytes) -> Frame:
         return build(array[1:])
     except (ValueError, TypeError):
         raise FrameError(f"frame type {array[0]} has the wrong fields") from None
-
-
-def _refuse_tag(*_: object) -> NoReturn:
-    raise FrameError("CBOR tags are not accepted")
-
-
-#: Tags for which cbor2 has decoders of its own; all others reach `tag_hook`.
-_NO_TAGS: Final[Mapping[int, Callable[..., Any]]] = dict.fromkeys(
-    (0, 1, 2, 3, 4, 5, 25, 28, 29, 30, 35, 36, 37, 52, 54, 100, 256, 258, 260, 261, 1004, 43000, 55799), _refuse_tag
-)
 
 
 def _to_array(frame: Frame) -> list[object]:

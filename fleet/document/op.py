@@ -1,0 +1,168 @@
+"""An op: one signed record of the fleet document, its bytes, and the limits that are checked before anything else.
+
+    bytes = cbor([1, fleet, author, seq, hlc, kind, path, body, sup]) || signature (64 bytes)
+    the signature is over "shoal-op-v1" 0x00 || cbor;  id = blake2b-256(cbor)
+
+All in canonical CBOR (`fleet.cbor`). docs/fleet-document.md has the format in words, with test vectors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Final, Literal, cast
+
+from fleet import cbor
+from fleet.errors import RefusedOpError
+from fleet.identity.keys import Identity, verify
+
+Kind = Literal["node", "join", "cert", "revoke", "fw", "cfg"]
+
+KINDS: Final = ("node", "join", "cert", "revoke", "fw", "cfg")
+#: Kinds that only an admin can write.
+ADMIN_KINDS: Final = frozenset({"cert", "revoke", "fw", "cfg"})
+
+MAX_OP: Final = 16 * 1024
+#: A box's facts: there are many boxes, so they are small.
+MAX_NODE_BODY: Final = 2 * 1024
+MAX_PATH: Final = 256
+MAX_SUP: Final = 64
+MAX_SEQ: Final = (1 << 48) - 1
+MAX_HLC: Final = (1 << 63) - 1
+ID_BYTES: Final = 32
+KEY_BYTES: Final = 32
+SIGNATURE_BYTES: Final = 64
+_DOMAIN: Final = b"shoal-op-v1\0"
+_VERSION: Final = 1
+#: NAME or NAME/REST for facts and settings; hex digits for keys and invites.
+_PATH: Final = re.compile(r"[a-z]+(/[\x21-\x7e]+)?|[0-9a-f]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One record. `seq` counts an author's ops from 1; `sup` are the ids of the ops that this one replaces.
+
+    `body` is CBOR whose schema depends on kind and path; `raw` is the whole op as it travels.
+    """
+
+    id: bytes
+    fleet: bytes = field(repr=False)
+    author: bytes
+    seq: int
+    hlc: int
+    kind: Kind
+    path: str
+    body: bytes = field(repr=False)
+    sup: tuple[bytes, ...] = field(repr=False)
+    raw: bytes = field(repr=False)
+
+    @property
+    def subject(self) -> bytes:
+        """The public key in the path of a cert, revoke or fw op."""
+        return bytes.fromhex(self.path)
+
+
+def op_id(signed: bytes) -> bytes:
+    """The id of an op: blake2b-256 over its CBOR, without the signature."""
+    return hashlib.blake2b(signed, digest_size=ID_BYTES).digest()
+
+
+def write_op(
+    identity: Identity,
+    fleet: bytes,
+    *,
+    seq: int,
+    hlc: int,
+    kind: Kind,
+    path: str,
+    body: object,
+    sup: Iterable[bytes] = (),
+) -> Op:
+    """Make and sign an op; `body` is a plain value. Raises RefusedOpError for one that nobody would accept."""
+    fields = [_VERSION, fleet, identity.public_key, seq, hlc, kind, path, cbor.encode(body), sorted(set(sup))]
+    signed = cbor.encode(fields)
+    return read_op(signed + identity.sign(_DOMAIN + signed))
+
+
+def read_op(raw: bytes) -> Op:
+    """Decode an op and check its limits and its form, but not its signature.
+
+    Raises RefusedOpError with the code of what is wrong: `size`, `form`, `limits`. Takes bounded time and memory
+    whatever the bytes.
+    """
+    if not SIGNATURE_BYTES < len(raw) <= MAX_OP:
+        raise RefusedOpError("size", f"an op has at most {MAX_OP} bytes, this one has {len(raw)}")
+    signed = raw[:-SIGNATURE_BYTES]
+    try:
+        fields = cbor.decode_canonical(signed)
+    except cbor.CborError as error:
+        raise RefusedOpError("form", f"an op is canonical CBOR: {error}") from None
+    if not isinstance(fields, list) or len(fields) != 9 or fields[0] != _VERSION or type(fields[0]) is not int:
+        raise RefusedOpError("form", "an op is an array of 9 that starts with its version, 1")
+    _, fleet, author, seq, hlc, kind, path, body, sup = fields
+    if not (_is_bytes(fleet, ID_BYTES) and _is_bytes(author, KEY_BYTES)):
+        raise RefusedOpError("form", "fleet and author are byte strings of 32")
+    if not (_is_int(seq, 1, MAX_SEQ) and _is_int(hlc, 0, MAX_HLC)):
+        raise RefusedOpError("limits", "seq or hlc is out of range")
+    if kind not in KINDS:
+        raise RefusedOpError("form", "unknown kind; this box may run an older version")
+    if type(path) is not str or len(path) > MAX_PATH or not _PATH.fullmatch(path):
+        raise RefusedOpError("form", "a path is NAME, NAME/REST or hex digits")
+    if type(body) is not bytes or (kind == "node" and len(body) > MAX_NODE_BODY):
+        raise RefusedOpError("limits", f"the body of a node op has at most {MAX_NODE_BODY} bytes")
+    if type(sup) is not list or len(sup) > MAX_SUP or not all(_is_bytes(one, ID_BYTES) for one in sup):
+        raise RefusedOpError("limits", f"sup lists at most {MAX_SUP} op ids")
+    if any(a >= b for a, b in pairwise(sup)):
+        raise RefusedOpError("form", "sup is sorted and names no op twice")
+    check_path = _PATH_OF_KIND[kind]
+    if not check_path(path):
+        raise RefusedOpError("form", f"not a path of kind {kind}")
+    try:
+        cbor.decode_canonical(body)
+    except cbor.CborError as error:
+        raise RefusedOpError("form", f"the body is canonical CBOR: {error}") from None
+    return Op(op_id(signed), fleet, author, seq, hlc, cast("Kind", kind), path, body, tuple(sup), bytes(raw))
+
+
+def signature_holds(op: Op) -> bool:
+    """Whether the op was signed by its author."""
+    return verify(op.author, _DOMAIN + op.raw[:-SIGNATURE_BYTES], op.raw[-SIGNATURE_BYTES:])
+
+
+def is_key_path(path: str) -> bool:
+    """Whether a path is a public key, as 64 lower-case hex digits."""
+    return len(path) == 2 * KEY_BYTES and all(c in "0123456789abcdef" for c in path)
+
+
+def _is_invite_path(path: str) -> bool:
+    return len(path) == 32 and all(c in "0123456789abcdef" for c in path)
+
+
+def _is_fact_path(path: str) -> bool:
+    return not is_key_path(path) and not path[0].isdigit()
+
+
+def _is_setting_path(path: str) -> bool:
+    return "/" in path
+
+
+#: Names within node and cfg are not limited to the known ones, so that an older box keeps what a newer one writes.
+_PATH_OF_KIND: Final[dict[str, Callable[[str], bool]]] = {
+    "node": _is_fact_path,
+    "cfg": _is_setting_path,
+    "join": _is_invite_path,
+    "cert": is_key_path,
+    "revoke": is_key_path,
+    "fw": is_key_path,
+}
+
+
+def _is_bytes(value: object, length: int) -> bool:
+    return type(value) is bytes and len(value) == length
+
+
+def _is_int(value: object, low: int, high: int) -> bool:
+    return type(value) is int and low <= value <= high

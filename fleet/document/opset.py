@@ -1,0 +1,153 @@
+"""The set of ops a box holds: grows by union, keeps of every fact only the latest, forgets nothing else.
+
+Merging two sets is admitting the ops of the one to the other, in any order, as often as one likes. Pure: no I/O; the
+caller has checked signatures (`op.signature_holds`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from fleet.document import bodies
+from fleet.document.acceptance import MAX_FACTS, check
+from fleet.document.op import ADMIN_KINDS, Op
+from fleet.errors import RefusedOpError
+from fleet.identity.genesis import Genesis
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """What admitting an op did. `new` is False for one that is held, or older than what is held; `dropped` are the
+    ops that left the set for it."""
+
+    new: bool
+    dropped: tuple[Op, ...] = ()
+
+
+_HELD: Final = Admitted(False)
+
+
+class OpSet:
+    """Ops by id, and the indexes that the acceptance rules need."""
+
+    def __init__(self, genesis: Genesis) -> None:
+        self.genesis: Final = genesis
+        self.fleet_id: Final = genesis.fleet_id
+        self._ops: dict[bytes, Op] = {}
+        self._facts: dict[bytes, dict[str, Op]] = {}
+        self._admins = {*genesis.recovery, *genesis.admins}
+        self._certified: set[bytes] = set()
+        self._invites: dict[tuple[str, bytes], int] = {}
+        self._joins: dict[str, int] = {}
+        self._admin_ops: dict[bytes, int] = {}
+        self._highest: dict[bytes, int] = {}
+        #: Grows with every op that can change who is what: certs, revocations, firewall, settings, joins.
+        self.authority_version = 0
+        #: Grows with every change of any kind.
+        self.version = 0
+
+    def __len__(self) -> int:
+        return len(self._ops)
+
+    def __contains__(self, op_id: object) -> bool:
+        return op_id in self._ops
+
+    def get(self, op_id: bytes) -> Op | None:
+        """The op with this id."""
+        return self._ops.get(op_id)
+
+    def ops(self) -> Iterable[Op]:
+        """Every op; not to be held across a change."""
+        return self._ops.values()
+
+    def governing_ops(self) -> list[Op]:
+        """Every op but the facts of boxes."""
+        return [op for op in self._ops.values() if op.kind != "node"]
+
+    def facts(self) -> Mapping[bytes, Mapping[str, Op]]:
+        """The latest facts of every author by path, whether it is a member today or not."""
+        return self._facts
+
+    def highest_seq(self, author: bytes) -> int:
+        """The highest seq of an author's ops that was ever admitted here; 0 for an author never heard of."""
+        return self._highest.get(author, 0)
+
+    # --- Known, for the acceptance rules ---------------------------------------------------------------------------
+
+    def was_certified(self, key: bytes) -> bool:
+        """See acceptance.Known."""
+        return key in self._certified
+
+    def was_admin(self, key: bytes) -> bool:
+        """See acceptance.Known."""
+        return key in self._admins
+
+    def invite_limit(self, invite_id: str, key: bytes) -> int | None:
+        """See acceptance.Known."""
+        return self._invites.get((invite_id, key))
+
+    def joins_of(self, invite_id: str) -> int:
+        """See acceptance.Known."""
+        return self._joins.get(invite_id, 0)
+
+    def admin_ops_of(self, key: bytes) -> int:
+        """See acceptance.Known."""
+        return self._admin_ops.get(key, 0)
+
+    # --- growing ---------------------------------------------------------------------------------------------------
+
+    def admit(self, op: Op) -> Admitted:
+        """Take an op in; raises RefusedOpError with the reason for one that may not enter."""
+        if op.id in self._ops:
+            return _HELD
+        check(op, self)
+        if op.kind == "node":
+            return self._admit_fact(op)
+        self._keep(op)
+        self.authority_version += 1
+        if op.kind in ADMIN_KINDS:
+            self._admin_ops[op.author] = self._admin_ops.get(op.author, 0) + 1
+        if op.kind == "cert":
+            self._certified.add(op.subject)
+            if bodies.read_role(op.body) == "admin":
+                self._admins.add(op.subject)
+        elif op.kind == "join":
+            self._certified.add(op.author)
+            self._joins[op.path] = self._joins.get(op.path, 0) + 1
+        elif op.kind == "cfg" and op.path.startswith("invite/"):
+            invite = bodies.read_invite(op.body)
+            place = (op.path.removeprefix("invite/"), invite.key)
+            self._invites[place] = max(invite.uses, self._invites.get(place, 0))
+        return Admitted(True)
+
+    def _admit_fact(self, op: Op) -> Admitted:
+        facts = self._facts.setdefault(op.author, {})
+        held = facts.get(op.path)
+        if held is not None:
+            if (held.seq, held.id) >= (op.seq, op.id):
+                return _HELD  # a replay, or a way back
+            del self._ops[held.id]
+            facts[op.path] = op
+            self._keep(op)
+            return Admitted(True, (held,))
+        if len(facts) >= MAX_FACTS:
+            # Which facts stay depends on the set alone: those with the highest seq. See docs/fleet-document.md.
+            lowest = min(facts.values(), key=lambda fact: (fact.seq, fact.id))
+            if (lowest.seq, lowest.id) > (op.seq, op.id):
+                raise RefusedOpError("quota", f"a box has at most {MAX_FACTS} facts")
+            del self._ops[lowest.id]
+            del facts[lowest.path]
+            facts[op.path] = op
+            self._keep(op)
+            return Admitted(True, (lowest,))
+        facts[op.path] = op
+        self._keep(op)
+        return Admitted(True)
+
+    def _keep(self, op: Op) -> None:
+        self._ops[op.id] = op
+        self.version += 1
+        if op.seq > self._highest.get(op.author, 0):
+            self._highest[op.author] = op.seq
