@@ -9,6 +9,7 @@ Nothing depends on the order in which ops arrived, and no clock is read.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -206,28 +207,37 @@ def _let_in(
 ) -> tuple[tuple[Op, ...], dict[str, tuple[Op, ...]]]:
     """Add to `members` who joined, the earliest countersignature first; the others are the surplus.
 
-    The member that lets a box in has seen its own membership, so its countersignature comes after its own join, and
-    one pass in the order of the clock is enough.
+    A claim is looked at once its countersigner is in: by the clock alone, a box that was let in by one whose clock is
+    far ahead (which nobody follows, see `clock`) could itself let nobody in.
     """
-    read = sorted(((bodies.read_join(op.body), op) for op in joins), key=lambda pair: (pair[0].hlc, pair[1].id))
-    used: dict[str, set[bytes]] = {}
-    surplus: list[Op] = []
-    for join, op in read:
+    waiting: dict[bytes, list[tuple[int, bytes, Op, int]]] = {}
+    for op in joins:
+        join = bodies.read_join(op.body)
         good = [
-            invite
+            invite.uses
             for _, invite in invites.get(op.path, ())
             if invite.key == join.key and invite.bound_to in (None, op.author)
         ]
-        if not good or join.by not in members:
-            continue
+        if good:
+            waiting.setdefault(join.by, []).append((join.hlc, op.id, op, min(good)))
+    ready = [claim for key in members for claim in waiting.pop(key, ())]
+    heapq.heapify(ready)
+    used: dict[str, set[bytes]] = {}
+    claims: list[Op] = []
+    surplus: list[Op] = []
+    while ready:
+        _, _, op, uses = heapq.heappop(ready)
+        claims.append(op)
         takers = used.setdefault(op.path, set())
-        if op.author not in takers and len(takers) >= min(invite.uses for invite in good):
-            if op.author not in members:  # an admin's certificate settles the matter
-                surplus.append(op)
+        if op.author not in takers and len(takers) >= uses:
+            surplus.append(op)
             continue
         takers.add(op.author)
-        members.setdefault(op.author, Membership("join", op))
-    contested = {}
-    for path in {op.path for op in surplus}:
-        contested[path] = tuple(op for _, op in read if op.path == path)
+        if op.author not in members:
+            members[op.author] = Membership("join", op)
+            for claim in waiting.pop(op.author, ()):
+                heapq.heappush(ready, claim)
+    # An admin's certificate settles the matter.
+    surplus = [op for op in surplus if op.author not in members]
+    contested = {path: tuple(op for op in claims if op.path == path) for path in {op.path for op in surplus}}
     return tuple(surplus), contested
