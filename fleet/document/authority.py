@@ -10,7 +10,7 @@ Nothing depends on the order in which ops arrived, and no clock is read.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final, Literal
@@ -80,7 +80,7 @@ def fold_authority(genesis: Genesis, ops: Iterable[Op]) -> Authority:
     for op in ranks.member_certs():
         certs.setdefault(op.subject, op)
     members = {key: Membership("cert", op) for key, op in certs.items()}
-    surplus, contested = _let_in(joins, ranks.invites(), members)
+    surplus, contested = _let_in(joins, ranks.invites(), members, ranks.revokes)
     return Authority(
         rank=ranks.rank,
         cut=ranks.all_cuts(),
@@ -204,6 +204,7 @@ def _let_in(
     joins: Sequence[Op],
     invites: Mapping[str, Sequence[tuple[Op, bodies.Invite]]],
     members: dict[bytes, Membership],
+    revoked: Container[bytes],
 ) -> tuple[tuple[Op, ...], dict[str, tuple[Op, ...]]]:
     """Add to `members` who joined, the earliest countersignature first; the others are the surplus.
 
@@ -237,7 +238,7 @@ def _let_in(
             members[op.author] = Membership("join", op)
             for claim in waiting.pop(op.author, ()):
                 heapq.heappush(ready, claim)
-    # An admin's certificate settles the matter.
-    surplus = [op for op in surplus if op.author not in members]
+    # An admin's certificate or revocation settles the matter, and so does another invite.
+    surplus = [op for op in surplus if op.author not in members and op.author not in revoked]
     contested = {path: tuple(op for op in claims if op.path == path) for path in {op.path for op in surplus}}
     return tuple(surplus), contested

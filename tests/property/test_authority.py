@@ -389,7 +389,7 @@ def test_an_invite_of_two_uses_lets_in_the_two_that_were_countersigned_first() -
         assert late in view.authority.contested[INVITE]
 
 
-@pytest.mark.parametrize("settled", ["cert", "invite"])
+@pytest.mark.parametrize("settled", ["cert", "revoke", "invite"])
 def test_a_surplus_is_settled_for_good_by_an_admin(settled: str) -> None:
     fleet = Fleet()
     fleet.cert("a1", "m1")
