@@ -1,14 +1,15 @@
 """The typed messages two boxes exchange over a link, with every limit a decoder enforces.
 
 Bodies are CBOR maps validated here before anything else looks at them. Unknown keys are ignored, so that an older
-box can talk to a newer one; unknown values of a closed set are refused.
+box can talk to a newer one; unknown values of a closed set are refused. Every tuple is FailFast: pydantic keeps an
+error of 1-2 KB for each bad item, past max_length too, and one frame has room for a million of them.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Final, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, TypeAdapter, ValidationError
 
 from fleet.errors import MessageError
 
@@ -65,7 +66,7 @@ class Presence(_Wire):
     name: str = Field(max_length=64)
     version: str = Field(max_length=32)
     state: Literal["serving", "draining"] = "serving"
-    models: tuple[ModelPresence, ...] = Field(default=(), max_length=256)
+    models: Annotated[tuple[ModelPresence, ...], FailFast()] = Field(default=(), max_length=256)
     cpu: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
     memory: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
 
@@ -84,7 +85,9 @@ class Sampling(_Wire):
     temperature: float = Field(default=0.8, ge=0, le=2, allow_inf_nan=False)
     top_p: float = Field(default=0.95, gt=0, le=1, allow_inf_nan=False)
     seed: int | None = Field(default=None, ge=0, le=(1 << 32) - 1)
-    stop: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = Field(default=(), max_length=MAX_STOPS)
+    stop: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=256)], ...], FailFast()] = Field(
+        default=(), max_length=MAX_STOPS
+    )
 
 
 class InferRequest(_Wire):
@@ -100,11 +103,11 @@ class InferRequest(_Wire):
     job: JobId
     kind: Literal["chat", "completion"]
     model: ModelName
-    messages: tuple[ChatMessage, ...] = Field(default=(), max_length=MAX_MESSAGES)
+    messages: Annotated[tuple[ChatMessage, ...], FailFast()] = Field(default=(), max_length=MAX_MESSAGES)
     prompt: str = ""
     prefix: str = ""
     sampling: Sampling = Sampling()
-    route: tuple[PeerIdText, ...] = Field(default=(), max_length=MAX_ROUTE)
+    route: Annotated[tuple[PeerIdText, ...], FailFast()] = Field(default=(), max_length=MAX_ROUTE)
     traceparent: str | None = Field(default=None, max_length=64)
 
 
@@ -166,4 +169,6 @@ def parse_infer_event(body: object) -> Started | Delta | Finished:
 def _first_problem(kind: str, error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     where = ".".join(str(part) for part in first["loc"]) or kind
-    return f"{kind}: {where}: {first['msg']}"
+    # pydantic's own words for an unknown tag repeat the tag, which may be a megabyte long.
+    what = "not one of the known types" if first["type"] == "union_tag_invalid" else first["msg"]
+    return f"{kind}: {where}: {what}"
