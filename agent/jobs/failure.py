@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from agent.errors import (
     AgentError,
@@ -14,6 +15,9 @@ from agent.errors import (
     OverloadedError,
 )
 from fleet.errors import FleetError, FrameError, RemoteError
+
+#: A busy box that asks for more patience than a day (seconds) is not believed.
+MAX_RETRY_AFTER: Final = 86_400
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,9 @@ def of_peer(error: FleetError) -> Failure:
             return Failure("loop", final=LoopDetectedError(error.message, details=error.details))
         case "overloaded":
             after = error.details.get("retry_after")
-            return Failure("overloaded", overloaded=True, retry_after=after if isinstance(after, int) else None)
+            # It becomes a header of this box's own answer, so it is held to what one may say.
+            known = after if type(after) is int and 0 <= after <= MAX_RETRY_AFTER else None
+            return Failure("overloaded", overloaded=True, retry_after=known)
         case code:
             return Failure(f"{code}: {error.message}")
 

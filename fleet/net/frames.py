@@ -5,6 +5,7 @@ Pure: bytes in, frozen frames out. A frame is at most 1 MiB and 64 KiB long, and
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -207,9 +208,19 @@ def _text(value: object, limit: int) -> str:
 
 def _failure(fields: list[object]) -> Failure:
     id_, code, message, retryable, details = fields
-    if type(retryable) is not bool or not isinstance(details, dict) or not all(isinstance(k, str) for k in details):
+    # Details end up in the JSON of an HTTP answer: no byte strings, no NaN.
+    if type(retryable) is not bool or not isinstance(details, dict) or not _is_json(details):
         raise ValueError
     return Failure(_id(id_), _text(code, 64), _text(message, _MAX_TEXT), retryable, details)
+
+
+def _is_json(value: object) -> bool:
+    """Whether a decoded value is one that JSON has. CBOR that was decoded is not deep."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_json(item) for key, item in value.items())
+    if isinstance(value, list):
+        return all(map(_is_json, value))
+    return value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _call(fields: list[object]) -> Call:
