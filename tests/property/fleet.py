@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 import cbor2
 from nacl.signing import SigningKey
@@ -53,13 +53,23 @@ def consent_of(member: str, fleet: bytes, invite: str, joiner: bytes, proof: byt
 
 def receive(replica: OpSet, raw: bytes) -> str:
     """What a replica does with bytes from anywhere: `new`, `held`, or the reason for which it refuses."""
+    op = understood(raw)
+    if isinstance(op, str):
+        return op
     try:
-        op = read_op(raw)
-        if not signature_holds(op):
-            return "signature"
         return "new" if replica.admit(op).new else "held"
     except RefusedOpError as error:
         return error.reason
+
+
+@lru_cache(maxsize=1 << 14)
+def understood(raw: bytes) -> Op | str:
+    """What every box makes of these bytes before it looks at its set: an op that its author signed, or the reason."""
+    try:
+        op = read_op(raw)
+    except RefusedOpError as error:
+        return error.reason
+    return op if signature_holds(op) else "signature"
 
 
 def incremental(replica: OpSet) -> View:

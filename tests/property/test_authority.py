@@ -10,20 +10,17 @@ import random
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet.document.op import Op
 from fleet.document.view import View
+from tests.property import budget
 from tests.property.fleet import Fleet, incremental, pk
 
 DEFAULTS = frozenset({"infer", "blobs", "models"})
 INVITE = "ab" * 16
 OTHER_INVITE = "cd" * 16
-
-QUICK = settings(
-    deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.too_slow], database=None
-)
 
 
 def ways(fleet: Fleet) -> Iterator[View]:
@@ -297,7 +294,7 @@ def test_a_deny_returns_when_the_admin_that_took_it_back_is_cut_off_before_that(
         assert view.standing(pk("m1")).ops == (deny,)
 
 
-@QUICK
+@budget(60)
 @given(st.lists(st.tuples(st.integers(0, 2), st.booleans(), st.booleans(), st.integers(0, 255)), max_size=14))
 def test_a_live_deny_of_an_admin_that_is_not_revoked_is_never_lost(made: list[tuple[int, bool, bool, int]]) -> None:
     """Each admin writes at its own box, sees what the mask lets through, and a2 may use a seq twice: the deny of an
