@@ -132,6 +132,23 @@ def test_lengths_that_promise_gigabytes_take_no_memory() -> None:
     assert peak < 1 << 20
 
 
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {f"k{i}": "\U0001f41f" + "x" * ((1 << 20) - 4) for i in range(12)},
+        {"\U0001f41f" + f"{i:04}" + "k" * 1016: "\U0001f41f" + "x" * 1000 for i in range(4000)},
+    ],
+    ids=["large-texts", "many-entries"],
+)
+def test_a_header_full_of_text_takes_little_memory(extra: dict[str, Any]) -> None:
+    file = small_gguf(extra)
+    tracemalloc.start()
+    read_facts(file)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 24 << 20
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_random_damage_is_refused_or_harmless(seed: int) -> None:
     chance = random.Random(seed)
