@@ -85,10 +85,11 @@ class Neighbours:
             return Plan(self._due(wanted, linked, now))
         kept = (peer for peer in self._chosen if peer in linked or self._may_try(peer, now))
         self._chosen = dict.fromkeys([*ring, *kept])
-        live = {*linked, *(peer for peer in self._chosen if self._may_try(peer, now))}
+        # A box that failed before counts again only once its link is up.
+        live = {*linked, *(peer for peer in self._chosen if peer not in self._absent)}
         missing = DIALLED - sum(peer in live for peer in self._chosen)
-        if missing <= 0 and len(live) < DEGREE:
-            missing = 1  # one at a time: others are about to dial this box as well
+        # Beyond its own share a box dials half of what is missing: others are about to dial it as well.
+        missing = max(missing, (DEGREE - len(live) + 1) // 2)
         self._choose(members, missing, live, now)
         return Plan(self._due(self._chosen, linked, now), self._surplus(members, linked))
 
