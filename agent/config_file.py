@@ -23,6 +23,11 @@ MAX_DEPTH: Final = 16
 MAX_ENTRIES: Final = 20_000
 #: A file with more problems than this is most likely not a configuration file.
 MAX_PROBLEMS: Final = 20
+#: Characters of a key, and of a number.
+MAX_KEY: Final = 256
+MAX_DIGITS: Final = 64
+
+_NUMBERS: Final = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 #: Environment variables that override keys of the file, for containers.
 OVERRIDES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -124,6 +129,10 @@ def _read_yaml(text: str, problems: _Problems) -> dict[str, Any]:
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or "not valid"
         problems.add_line(mark.line + 1 if mark else 1, f"not valid YAML: {what}", fatal=True)
         return {}
+    except (ValueError, OverflowError):
+        # PyYAML 6.0.3 lets these out of its scanner: "\UFFFFFFFF", and %YAML with a version of 5,000 digits.
+        problems.add_line(1, "not valid YAML: an escape or a version is no such number", fatal=True)
+        return {}
     if root is None:
         return {}
     if not isinstance(root, yaml.MappingNode):
@@ -170,6 +179,9 @@ def _plain(node: Any, path: _Path, problems: _Problems) -> Any:
                 problems.add_line(key_line, "a key must be a plain word", fatal=True)
                 continue
             key = key_node.value
+            if len(key) > MAX_KEY or not _is_unicode(key):
+                problems.add_line(key_line, f"{key[:40]!r}... is not a key", fatal=True)
+                continue
             if key in values:
                 first = problems.lines[(*path, key)]
                 problems.add_line(
@@ -181,17 +193,25 @@ def _plain(node: Any, path: _Path, problems: _Problems) -> Any:
         return values
     loader = yaml.SafeLoader("")
     try:
-        value = loader.construct_object(node, deep=True)
-    except (yaml.YAMLError, ValueError, OverflowError):
+        # Long numbers are mistakes, and converting one (1:59:59… counts in sixties) takes time with its length squared.
+        long_number = node.tag in _NUMBERS and len(node.value) > MAX_DIGITS
+        value = ... if long_number else loader.construct_object(node, deep=True)
+    except (yaml.YAMLError, ValueError, OverflowError, LookupError, AttributeError):
+        # The last two come out of PyYAML 6.0.3 for !!int "", !!bool x and !!timestamp x.
         value = ...
     finally:
         loader.dispose()
-    if value is None or isinstance(value, str | int | float):
+    if value is None or isinstance(value, int | float) or (isinstance(value, str) and _is_unicode(value)):
         return value
     if node.tag == "tag:yaml.org,2002:timestamp":
         return node.value
     problems.add_line(line, f"{_dotted(path)}: {node.value[:40]!r} is not a value that is used here", fatal=True)
     return None
+
+
+def _is_unicode(text: str) -> bool:
+    """False for a text with half of a surrogate pair, which YAML can spell and UTF-8 cannot carry."""
+    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _override(values: dict[str, Any], env: Mapping[str, str], problems: _Problems) -> None:
