@@ -11,6 +11,7 @@ import random
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 import structlog
@@ -43,6 +44,8 @@ GIVEN: Final = Rate(per_second=64 * 1024, burst=64 * 1024 * 1024)
 MAX_PAUSE: Final = 300.0
 #: Batches begin small and double while the link is quick, so that one fits the deadline on the slowest links.
 FIRST_BATCH: Final = 32 * 1024
+#: Bytes of a small op: no fewer are in a batch than fit it if all are small.
+_SMALL_OP: Final = 200
 _QUICK: Final = 2.0
 _SLOW: Final = 10.0
 
@@ -226,7 +229,9 @@ class _Exchange:
         left = dict.fromkeys(walk.wanted[-wire.MAX_IDS :])
         del walk.wanted[-wire.MAX_IDS :]
         while left:
-            body = {"i": wire.pack_ids(left), "max": self.batch}
+            # Not many more than fit the answer: those left over have to be named again.
+            asked = islice(left, max(1, self.batch // _SMALL_OP))
+            body = {"i": wire.pack_ids(asked), "max": self.batch}
             answer = await self._batch(wire.METHOD_OPS, body)
             before = len(left)
             raws = []

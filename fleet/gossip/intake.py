@@ -187,6 +187,8 @@ class Intake:
                     refused.append(identifier)
             elif identifier not in self._replica.ops:
                 self._note_stale(identifier)
+        if refused:  # one line however many there are: a peer must not fill the log
+            log.debug("ops.refused", peer=peer_id, count=len(refused), last=refused[-1].hex())
         new += await self._admit_waiting()
         return Taken(new, tuple(refused), bad)
 
@@ -210,7 +212,6 @@ class Intake:
             return False
         version = self._replica.ops.authority_version if reason in _MAY_PASS else _NEVER
         self._refused_ids.add(origin.peer_id, identifier, version)
-        log.info("op.refused", peer=origin.peer_id, reason=reason, op=identifier.hex())
         return True
 
     def _note_stale(self, identifier: bytes) -> None:

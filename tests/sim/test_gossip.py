@@ -1,0 +1,653 @@
+"""Boxes that tell one another what is new, and compare documents, over real links on a mock clock."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import pytest
+import trio
+import trio.lowlevel
+
+from fleet.document.op import Op, read_op
+from fleet.document.replica import Replica
+from fleet.errors import RemoteError, StoreError
+from fleet.gossip import sync_messages as wire
+from fleet.gossip.antientropy import CALL_LIMIT, EXCHANGE_LIMIT, INTERVAL
+from fleet.gossip.broadcast import FACTS_OF_AUTHOR, FANOUT, MAX_PENDING, MESSAGES
+from fleet.gossip.digest_tree import DIGEST_BYTES
+from fleet.gossip.intake import Intake
+from fleet.gossip.own_seq import highest_seq
+from fleet.net.rpc import Handler, IncomingCall
+from tests.sim.gossip_box import (
+    ADMIN,
+    FLEET,
+    GENESIS,
+    GossipBox,
+    Wire,
+    cert,
+    certs,
+    connect,
+    fact,
+    identity,
+    members,
+    op,
+    plain_fact,
+    simulate,
+)
+
+
+@pytest.fixture(autouse=True)
+def _check_signatures_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a thread works, a mock clock sees nobody busy and jumps to the next deadline."""
+    monkeypatch.setattr("fleet.document.replica._INLINE", 1 << 30)
+
+
+def held(box: GossipBox) -> set[bytes]:
+    return {one.id for one in box.replica.ops.ops()}
+
+
+def in_step(*boxes: GossipBox) -> bool:
+    return all(held(box) == held(boxes[0]) for box in boxes)
+
+
+def two(a_ops: Sequence[Op], b_ops: Sequence[Op]) -> tuple[GossipBox, GossipBox]:
+    one, other = members(2)
+    base = certs([one, other])
+    return GossipBox(one, [*base, *a_ops]), GossipBox(other, [*base, *b_ops])
+
+
+# --- what an exchange costs -------------------------------------------------------------------------------------------
+
+
+async def cost(nursery: trio.Nursery, a: GossipBox, b: GossipBox) -> int:
+    """Bytes on the wire of one exchange, both ways, with its frames, without the greeting."""
+    link = await connect(nursery, a, b)
+    await trio.lowlevel.checkpoint()
+    before = link.sent
+    report = await a.sync.exchange(a.neighbours()[0])
+    assert report.error == ""
+    assert in_step(a, b)
+    return link.sent - before
+
+
+def test_equal_documents_cost_some_digests() -> None:
+    async def scenario(nursery: trio.Nursery) -> None:
+        facts = [fact(members(1)[0], seq) for seq in range(1, 50)]
+        a, b = two(facts, facts)
+        assert await cost(nursery, a, b) <= 2 * DIGEST_BYTES + 50
+
+    simulate(scenario)
+
+
+@pytest.mark.parametrize("lacks", ["a", "b"])
+def test_one_difference_among_20000_costs_at_most_4_kilobytes(lacks: str) -> None:
+    async def scenario(nursery: trio.Nursery) -> None:
+        author = members(1)[0]
+        crowd = [plain_fact(bytes([number]) * 32, seq) for number in range(100) for seq in range(200)]
+        news = fact(author, 1, "node", size=300)
+        a, b = two([*crowd, *([news] if lacks == "b" else [])], [*crowd, *([news] if lacks == "a" else [])])
+        counts = [b.count(method) for method in (wire.METHOD_ROOTS, wire.METHOD_NODES, wire.METHOD_IDS)]
+        spent = await cost(nursery, a, b)
+        assert spent <= 4096
+        assert sum(one.count for one in counts) <= 4
+
+    simulate(scenario)
+
+
+def test_5000_differences_go_both_ways_in_small_messages_and_little_over_their_own_bytes() -> None:
+    async def scenario(nursery: trio.Nursery) -> None:
+        one, other = members(2)
+        ours = [fact(one, seq, f"hold/{seq}") for seq in range(1, 251)]
+        theirs = [fact(other, seq, f"hold/{seq}") for seq in range(1, 251)]
+        crowd = members(22)[2:]
+        base = certs([one, other, *crowd])
+        half = [fact(member, seq) for member in crowd[:10] for seq in range(1, 226)]
+        rest = [fact(member, seq) for member in crowd[10:] for seq in range(1, 226)]
+        a, b = GossipBox(one, [*base, *ours, *half]), GossipBox(other, [*base, *theirs, *rest])
+        missing = [*ours, *half, *theirs, *rest]
+        assert len(missing) == 5000
+        link = await connect(nursery, a, b)
+        nursery.start_soon(a.run)
+        nursery.start_soon(b.run)
+        await trio.sleep(1)
+        assert in_step(a, b)
+        assert link.sent <= 1.25 * sum(len(each.raw) for each in missing)
+        assert max(link.a.largest, link.b.largest) <= wire.MAX_BATCH + 16 * 1024
+        # What came in bulk is no news: none of it was passed on.
+        assert a.broadcast.lost == b.broadcast.lost == {}
+
+    simulate(scenario)
+
+
+# --- what breaks off, and what comes in the wrong order --------------------------------------------------------------
+
+
+def test_an_exchange_that_breaks_off_keeps_what_it_fetched() -> None:
+    async def scenario(nursery: trio.Nursery) -> None:
+        crowd = members(12)
+        a, b = two([], [*certs(crowd)[2:], *(fact(each, seq) for each in crowd for seq in range(1, 200))])
+        total = len(b.replica.ops)
+        link = await connect(nursery, a, b)
+        link.b.break_at = link.b.sent + 400_000
+        report = await a.sync.exchange(a.neighbours()[0])
+        assert report.error == "peer_unreachable"
+        got = len(a.replica.ops)
+        assert 0.2 * total < got < 0.9 * total
+        again = await connect(nursery, a, b)
+        assert (await a.sync.exchange(a.neighbours()[0])).error == ""
+        assert in_step(a, b)
+        assert again.b.sent < sum(len(each.raw) for each in b.replica.ops.ops()) - 100_000
+
+    simulate(scenario)
+
+
+def test_what_governs_comes_first_and_waits_for_the_certificates_it_rests_on() -> None:
+    async def scenario(nursery: trio.Nursery) -> None:
+        helper = identity("helper")
+        crowd = [identity(f"crowd {number}") for number in range(300)]
+        # A chain: the genesis admin made the helper an admin, the helper certified the crowd, the crowd wrote facts.
+        # The clocks run backwards, so that no order by time helps.
+        chain = [op(ADMIN, 9, "cert", helper.public_key.hex(), "admin", hlc=10**9)]
+        chain += [
+            op(helper, seq, "cert", each.public_key.hex(), "member", hlc=10**6 - seq)
+            for seq, each in enumerate(crowd, 1)
+        ]
+        a, b = two([], [*chain, *(fact(each, 1) for each in crowd)])
+        link = await connect(nursery, a, b)
+        assert (await a.sync.exchange(a.neighbours()[0])).error == ""
+        assert in_step(a, b)
+        assert a.intake.waiting == 0
+        kinds = [each.kind for each in a.replica.ops.ops()]
+        assert kinds.index("node") == len(kinds) - 300
+        # What had to wait was not fetched twice.
+        assert link.b.sent <= 1.3 * sum(len(each.raw) for each in b.replica.ops.ops())
+
+    simulate(scenario)
+
+
+def test_a_broadcast_that_overtakes_its_certificate_waits_for_it() -> None:
+    async def scenario(nursery: trio.Nursery) -> None:
+        a, b = two([], [])
+        late = identity("late")
+        await connect(nursery, a, b)
+        link = b.neighbours()[0]
+
+        async def nothing(event: object) -> None:
+            raise AssertionError
+
+        await link.call(wire.METHOD_GOSSIP, {"o": [fact(late, 1, "node").raw]}, nothing)
+        assert a.intake.waiting == 1
+        await link.call(wire.METHOD_GOSSIP, {"o": [cert(late, 3).raw]}, nothing)
+        assert a.intake.waiting == 0
+        assert fact(late, 1, "node").id in a.replica.ops
+
+    simulate(scenario)
+
+
+def test_a_box_comes_back_from_a_partition_with_what_both_sides_wrote() -> None:
+    async def scenario(nursery: trio.Nursery) -> None:
+        who = members(12)
+        base = certs(who)
+        boxes = [GossipBox(each, base) for each in who]
+        for box in boxes:
+            nursery.start_soon(box.run)
+        wires: dict[tuple[int, int], Wire] = {}
+        rng = random.Random(4)
+        pairs = {(i, (i + 1) % 12) for i in range(12)} | {tuple(rng.sample(range(12), 2)) for _ in range(14)}
+        for i, j in sorted(pairs):
+            wires[i, j] = await connect(nursery, boxes[i], boxes[j])
+        for (i, j), link in wires.items():
+            if (i < 6) != (j < 6):
+                await link.cut()
+        await trio.sleep(5)
+        for number, box in enumerate(boxes):
+            await box.write("node", "node", {"name": f"box {number}"})
+        await trio.sleep(25)
+        assert in_step(*boxes[:6])
+        assert in_step(*boxes[6:])
+        assert not in_step(*boxes)
+        await connect(nursery, boxes[2], boxes[9])  # a single link between the halves
+        began = trio.current_time()
+        while not in_step(*boxes):
+            await trio.sleep(0.5)
+        assert trio.current_time() - began <= 3 * INTERVAL
+
+    simulate(scenario)
+
+
+# --- peers that do not play by the rules -----------------------------------------------------------------------------
+
+
+class Liar:
+    """A peer that answers with whatever a test gives it, over a real link."""
+
+    def __init__(self, **answers: Handler) -> None:
+        self.box = GossipBox(members(2)[1], certs(members(2)))
+        for method, handler in answers.items():
+            self.box.router.add("sync." + method, "sync", handler)
+
+
+def made_up(rng: random.Random, count: int = 1 << 20) -> list[object]:
+    return [count, rng.randbytes(16 * DIGEST_BYTES), [count // 16] * 16]
+
+
+def answering(body: Mapping[str, object]) -> Handler:
+    async def handle(call: IncomingCall) -> Mapping[str, object]:
+        return body
+
+    return handle
+
+
+async def exchange_with(nursery: trio.Nursery, liar: Liar) -> tuple[GossipBox, str]:
+    a = GossipBox(members(2)[0], [*certs(members(2)), *(fact(members(1)[0], seq) for seq in range(1, 100))])
+    before = held(a)
+    await connect(nursery, a, liar.box)
+    began = trio.current_time()
+    report = await a.sync.exchange(a.neighbours()[0])
+    assert trio.current_time() - began <= EXCHANGE_LIMIT
+    assert held(a) == before
+    return a, report.error
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"f": None},
+        {"f": [0, b"\xff"]},
+        {"g": [17, bytes(320), [1] * 17]},
+        {"g": [1, b"x" * 32], "f": 3},
+        {"g": [5, b"x" * 32]},
+    ],
+)
+def test_a_malformed_answer_ends_the_exchange(answer: Mapping[str, object]) -> None:
+    async def scenario(nursery: trio.Nursery) -> None:
+        _, error = await exchange_with(nursery, Liar(roots=answering(answer), ops=answering({"o": [], "gone": b""})))
+        assert error == "bad_request"
+
+    simulate(scenario)
+
+
+def test_a_peer_that_makes_up_digests_for_ever_costs_a_bounded_exchange_and_is_then_left_alone() -> None:
+    async def scenario(nursery: trio.Nursery) -> None:
+        rng = random.Random(1)
+        asked = 0
+
+        async def nodes(call: IncomingCall) -> Mapping[str, object]:
+            nonlocal asked
+            asked += 1
+            assert isinstance(call.body, dict)
+            return {"n": [made_up(rng) for _ in call.body["p"]]}
+
+        async def ids(call: IncomingCall) -> Mapping[str, object]:
+            nonlocal asked
+            asked += 1
+            assert isinstance(call.body, dict)
+            return {"i": [None for _ in call.body["p"]]}
+
+        async def roots(call: IncomingCall) -> Mapping[str, object]:
+            nonlocal rounds
+            rounds += 1
+            return {"g": made_up(rng)}
+
+        rounds = 0
+        liar = Liar(roots=roots, nodes=nodes, ids=ids)
+        a, _ = await exchange_with(nursery, liar)
+        assert asked <= 512
+        rounds = 0
+        nursery.start_soon(a.sync.run)
+        await trio.sleep(1000)
+        assert rounds <= 12  # a hundred without the pauses
+
+    simulate(scenario)
+
+
+def test_a_peer_that_lists_ops_it_does_not_have_is_not_asked_for_them_again() -> None:
+    async def scenario(nursery: trio.Nursery) -> None:
+        invented = sorted(bytes([number]) * 32 for number in range(10))
+
+        async def roots(call: IncomingCall) -> Mapping[str, object]:
+            return {"g": [10, wire.pack_ids(invented)]}
+
+        async def ops(call: IncomingCall) -> Mapping[str, object]:
+            nonlocal asked
+            assert isinstance(call.body, dict)
+            asked += 1
+            return {"o": [], "gone": call.body["i"]}
+
+        asked = 0
+        a, error = await exchange_with(nursery, Liar(roots=roots, ops=ops, push=answering({"x": b""})))
+        assert (error, asked) == ("", 1)
+        await a.sync.exchange(a.neighbours()[0])
+        assert asked == 1
+
+    simulate(scenario)
+
+
+def test_ops_that_were_not_asked_for_are_not_taken() -> None:
+    async def scenario(nursery: trio.Nursery) -> None:
+        smuggled = cert(identity("stranger"), 50)
+        wanted = bytes([7]) * 32
+        liar = Liar(
+            roots=answering({"g": [1, wanted]}),
+            ops=answering({"o": [smuggled.raw], "gone": b""}),
+            push=answering({"x": b""}),
+        )
+        _, error = await exchange_with(nursery, liar)
+        assert error == "bad_request"
+
+    simulate(scenario)
+
+
+def test_a_peer_that_stops_answering_holds_up_nobody_for_long() -> None:
+    async def scenario(nursery: trio.Nursery) -> None:
+        async def hang(call: IncomingCall) -> Mapping[str, object]:
+            await trio.sleep_forever()
+            return {}
+
+        who = members(3)
+        base = certs(who)
+        a, healthy = GossipBox(who[0], base), GossipBox(who[2], [*base, fact(who[2], 1)])
+        silent = Liar(roots=hang)
+        silent.box.router.add(wire.METHOD_GOSSIP, "sync", hang)
+        nursery.start_soon(a.run)
+        await connect(nursery, a, silent.box)
+        await trio.sleep(0.1)
+        await connect(nursery, a, healthy)
+        await trio.sleep(CALL_LIMIT + 1)
+        assert fact(who[2], 1).id in a.replica.ops
+        assert a.sync.last[silent.box.who.peer_id].error == "peer_timeout"
+        # News reach the healthy one although the silent one never takes a message.
+        for number in range(5):
+            news = await a.write("node", "node", {"name": str(number)})
+            await trio.sleep(1.1)
+            assert news.id in healthy.replica.ops
+
+    simulate(scenario)
+
+
+def test_an_op_that_was_refused_is_not_fetched_again_every_ten_seconds() -> None:
+    async def scenario(nursery: trio.Nursery) -> None:
+        one, other = members(2)
+        base = certs([one, other])
+        forged = fact(identity("stranger"), 1)
+        bad = read_op(fact(other, 1).raw[:-1] + b"\xff")
+        a = GossipBox(one, base)
+        b = GossipBox(other, [*base, forged, bad], verify=lambda each: True)
+        fetched = b.count(wire.METHOD_OPS)
+        await connect(nursery, a, b)
+        for _ in range(5):
+            report = await a.sync.exchange(a.neighbours()[0])
+            assert report.error == ""
+        assert fetched.count == 1
+        assert a.intake.refused == {"unknown_author": 1, "signature": 1}
+        # The same id with a good signature is taken from somebody else.
+        third = members(3)[2]
+        honest = GossipBox(third, [*base, fact(other, 1)])
+        await connect(nursery, a, honest)
+        link = next(each for each in a.neighbours() if each.peer_id == third.peer_id)
+        await a.sync.exchange(link)
+        assert fact(other, 1).id in a.replica.ops
+
+    simulate(scenario)
+
+
+def test_ops_a_peer_refuses_are_not_pushed_again() -> None:
+    async def scenario(nursery: trio.Nursery) -> None:
+        one, other = members(2)
+        base = certs([one, other])
+        bad = read_op(fact(other, 1).raw[:-1] + b"\xff")
+        a, b = GossipBox(one, [*base, bad], verify=lambda each: True), GossipBox(other, base)
+        pushes = b.count(wire.METHOD_PUSH)
+        await connect(nursery, a, b)
+        for _ in range(3):
+            await a.sync.exchange(a.neighbours()[0])
+        assert pushes.count == 1
+        assert b.intake.refused == {"signature": 1}
+
+    simulate(scenario)
+
+
+@pytest.mark.parametrize(
+    ("method", "body"),
+    [
+        (wire.METHOD_ROOTS, {}),
+        (wire.METHOD_ROOTS, []),
+        (wire.METHOD_NODES, {"t": "g", "p": ["0" * 16]}),
+        (wire.METHOD_NODES, {"t": "x", "p": [""]}),
+        (wire.METHOD_IDS, {"t": "g", "p": [""] * 65}),
+        (wire.METHOD_OPS, {"i": bytes(32 * 4097), "max": 1 << 18}),
+        (wire.METHOD_OPS, {"i": bytes(32), "max": 1 << 30}),
+        (wire.METHOD_PUSH, {"o": [bytes(20_000)]}),
+        (wire.METHOD_PUSH, {"o": "text"}),
+        (wire.METHOD_GOSSIP, {"o": [b""] * 3000}),
+        (wire.METHOD_SEQ, {"a": b"short"}),
+    ],
+)
+def test_b31_a_malformed_request_is_refused_and_the_link_stays(method: str, body: Mapping[str, object]) -> None:
+    async def scenario(nursery: trio.Nursery) -> None:
+        a, b = two([], [])
+        await connect(nursery, a, b)
+
+        async def nothing(event: object) -> None:
+            raise AssertionError
+
+        with pytest.raises(RemoteError) as caught:
+            await a.neighbours()[0].call(method, body, nothing)
+        assert caught.value.remote_code == "bad_request"
+        assert (await a.sync.exchange(a.neighbours()[0])).error == ""
+
+    simulate(scenario)
+
+
+def test_a_peer_that_calls_or_pushes_without_end_is_told_to_wait() -> None:
+    async def scenario(nursery: trio.Nursery) -> None:
+        a, b = two([], [])
+        await connect(nursery, a, b)
+        link = a.neighbours()[0]
+
+        async def nothing(event: object) -> None:
+            raise AssertionError
+
+        with pytest.raises(RemoteError) as caught:
+            for _ in range(5000):
+                await link.call(wire.METHOD_SEQ, {"a": bytes(32)}, nothing)
+        assert caught.value.remote_code == "overloaded"
+        await trio.sleep(10)
+        junk = [fact(members(1)[0], seq).raw[:-1] + b"\xff" for seq in range(1, 1001)]
+        with pytest.raises(RemoteError) as caught:
+            for start in range(0, len(junk), 200):
+                await link.call(wire.METHOD_PUSH, {"o": junk[start : start + 200]}, nothing)
+        assert caught.value.remote_code == "overloaded"
+
+    simulate(scenario)
+
+
+def test_a_disk_that_is_full_is_no_ones_business() -> None:
+    class FullDisk:
+        def commit(self, added: object, dropped: object) -> None:
+            raise StoreError("cannot write /var/lib/shoal/document.db")
+
+        def close(self) -> None:
+            """Nothing to close."""
+
+    async def scenario(nursery: trio.Nursery) -> None:
+        intake = Intake(Replica(GENESIS, certs(members(2)), FullDisk()))
+        with pytest.raises(RemoteError) as caught:
+            await intake.take("peer", [fact(members(1)[0], 1).raw], relay=True)
+        assert caught.value.remote_code == "store"
+        assert "/var" not in caught.value.message
+
+    simulate(scenario)
+
+
+# --- broadcasts -------------------------------------------------------------------------------------------------------
+
+
+async def chain(nursery: trio.Nursery, count: int) -> list[GossipBox]:
+    """Boxes in a row, each linked to the next; anti-entropy does not run."""
+    base = certs(members(count))
+    boxes = [GossipBox(each, base) for each in members(count)]
+    for left, right in pairwise(boxes):
+        await connect(nursery, left, right)
+    for box in boxes:
+        nursery.start_soon(box.broadcast.run)
+    await trio.testing.wait_all_tasks_blocked()
+    return boxes
+
+
+def test_news_go_on_at_once_and_never_back() -> None:
+    async def scenario(nursery: trio.Nursery) -> None:
+        boxes = await chain(nursery, 5)
+        counts = [box.count(wire.METHOD_GOSSIP) for box in boxes]
+        began = trio.current_time()
+        news = await boxes[0].write("node", "node", {"name": "first"})
+        await trio.sleep(0.01)
+        assert all(news.id in box.replica.ops for box in boxes)
+        assert trio.current_time() - began < 0.1
+        await trio.sleep(5)
+        assert [one.count for one in counts] == [0, 1, 1, 1, 1]
+
+    simulate(scenario)
+
+
+def test_many_news_are_one_message_a_second_and_an_old_fact_is_not_sent_after_a_new_one() -> None:
+    async def scenario(nursery: trio.Nursery) -> None:
+        a, b = await chain(nursery, 2)
+        counted = b.count(wire.METHOD_GOSSIP)
+        for number in range(300):
+            await a.write("node", "node", {"name": str(number)})
+            await a.write("node", f"hold/{number % 10}", {"name": str(number)})
+            await trio.sleep(0.01)
+        await trio.sleep(2)
+        assert in_step(a, b)
+        assert counted.count <= 5
+        assert sum(len(body["o"]) for body in counted.bodies) <= 11 * counted.count  # type: ignore[index]
+
+    simulate(scenario)
+
+
+def test_at_most_six_neighbours_are_told() -> None:
+    async def scenario(nursery: trio.Nursery) -> None:
+        who = members(11)
+        boxes = [GossipBox(each, certs(who)) for each in who]
+        counts = [box.count(wire.METHOD_GOSSIP) for box in boxes]
+        for box in boxes[1:]:
+            await connect(nursery, boxes[0], box)
+        nursery.start_soon(boxes[0].broadcast.run)
+        await trio.testing.wait_all_tasks_blocked()
+        await boxes[0].write("node", "node", {"name": "x"})
+        await trio.sleep(3)
+        assert sum(one.count for one in counts) == FANOUT
+
+    simulate(scenario)
+
+
+def test_a_noisy_member_is_slowed_down_and_its_facts_still_come() -> None:
+    async def scenario(nursery: trio.Nursery) -> None:
+        a, b, c = await chain(nursery, 3)
+        for seq in range(1, 201):
+            await a.write("node", f"hold/{seq}", {"name": "x"})
+        await c.write("node", "node", {"name": "quiet"})
+        await trio.sleep(5)
+        most = FACTS_OF_AUTHOR.burst + 6 * FACTS_OF_AUTHOR.per_second
+        assert len(b.replica.facts_of(a.who.public_key)) <= most
+        assert b.broadcast.lost["limit_of_author"] >= 200 - most
+        assert all("node" in box.replica.facts_of(c.who.public_key) for box in (a, b))
+        for box in (a, b, c):
+            nursery.start_soon(box.sync.run)
+        await trio.sleep(10 * INTERVAL)
+        assert in_step(a, b, c)
+
+    simulate(scenario)
+
+
+def test_forgeries_use_up_nobody_elses_share_but_the_senders() -> None:
+    async def scenario(nursery: trio.Nursery) -> None:
+        a, b = await chain(nursery, 2)
+        victim = members(1)[0]
+        assert victim == a.who
+
+        async def nothing(event: object) -> None:
+            raise AssertionError
+
+        for start in range(1, 1001, 50):
+            forged = [fact(victim, seq).raw[:-1] + b"\xff" for seq in range(start, start + 50)]
+            await a.neighbours()[0].call(wire.METHOD_GOSSIP, {"o": forged}, nothing)
+            await trio.sleep(1 / MESSAGES.per_second)
+        assert b.broadcast.lost["limit_of_peer"] > 500
+        assert b.intake.refused == {"signature": 1000 - b.broadcast.lost["limit_of_peer"]}
+        assert b.broadcast._facts.level(victim.public_key, trio.current_time()) == FACTS_OF_AUTHOR.burst
+
+    simulate(scenario)
+
+
+def test_more_than_may_wait_is_left_to_anti_entropy() -> None:
+    async def scenario(nursery: trio.Nursery) -> None:
+        who = members(2)
+        a, b = GossipBox(who[0], certs(who)), GossipBox(who[1], certs(who))
+        # Nobody sends yet, so all of it waits.
+        for start in range(0, 12):
+            crowd = identity(f"crowd {start}")
+            await a.replica.offer([cert(crowd, 10 + start).raw])
+            await a.replica.offer([fact(crowd, seq, size=1500).raw for seq in range(1, 100)])
+        assert a.broadcast.lost["overflow"] > 0
+        assert a.broadcast._pending_bytes <= MAX_PENDING
+        await connect(nursery, a, b)
+        nursery.start_soon(a.run)
+        nursery.start_soon(b.run)
+        await trio.sleep(3 * INTERVAL)
+        assert in_step(a, b)
+        assert a.broadcast._pending_bytes == 0
+
+    simulate(scenario)
+
+
+def test_a_lost_broadcast_comes_by_anti_entropy() -> None:
+    async def scenario(nursery: trio.Nursery) -> None:
+        async def lose(call: IncomingCall) -> Mapping[str, object]:
+            raise RemoteError("peer_unreachable", "lost")
+
+        a, b = two([], [])
+        b.router.add(wire.METHOD_GOSSIP, "sync", lose)
+        await connect(nursery, a, b)
+        nursery.start_soon(a.run)
+        nursery.start_soon(b.run)
+        await trio.sleep(5)
+        news = await a.write("node", "node", {"name": "x"})
+        await trio.sleep(1.5 * INTERVAL)
+        assert a.broadcast.lost["failed"] == 1
+        assert news.id in b.replica.ops
+
+    simulate(scenario)
+
+
+# --- a key that was restored from a backup ---------------------------------------------------------------------------
+
+
+def test_a_restored_box_learns_how_far_it_had_counted_and_believes_only_its_own_signature() -> None:
+    async def scenario(nursery: trio.Nursery) -> None:
+        who = members(4)
+        base = certs(who)
+        me = who[0]
+        restored = GossipBox(me, [*base, fact(me, 3)])
+        fresh = GossipBox(who[1], [*base, fact(me, 3), fact(me, 40), fact(me, 17)])
+        liar, forger = GossipBox(who[2], base), GossipBox(who[3], base)
+        other = fact(who[1], 1 << 40)
+        liar.router.add(wire.METHOD_SEQ, "sync", answering({"o": other.raw}))
+        forged = fact(me, 1 << 40)
+        forger.router.add(wire.METHOD_SEQ, "sync", answering({"o": forged.raw[:-1] + b"\xff"}))
+        for box in (fresh, liar, forger):
+            await connect(nursery, restored, box)
+        found = await highest_seq(restored.neighbours(), FLEET, me.public_key)
+        assert (found.seq, found.answered) == (40, 1)
+        assert found.op == fact(me, 40)
+        await restored.intake.take("peer", [found.op.raw], relay=False)
+        assert (await restored.write("node", "node", {})).seq == 41
+        nobody = await highest_seq(restored.neighbours()[:1], FLEET, identity("nobody").public_key)
+        assert (nobody.seq, nobody.op, nobody.answered) == (0, None, 1)
+        admins = await highest_seq(restored.neighbours()[:1], FLEET, ADMIN.public_key)
+        assert admins.seq == len(who)
+
+    simulate(scenario)
