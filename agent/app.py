@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 import trio
 
 from agent.config import Config
+from agent.document_disk import locked_state_dir
 from agent.engine.pool import EnginePool
-from agent.errors import AgentError, ConfigError
+from agent.errors import AgentError
 from agent.fleet_view import FleetView
+from agent.gossiping import Gossiping
 from agent.http.server import serve
 from agent.jobs.active import ActiveJobs
 from agent.jobs.lend import Lender
 from agent.jobs.run import JobRunner
+from agent.links import keep_links
+from agent.membership import Membership, find_token
 from agent.observe.facts import gather
 from agent.observe.warnings import Warning, evaluate
+from agent.own_facts import OwnFacts
 from agent.services import AgentServices
 from agent.version import VERSION
+from fleet.document.replica import Change
 from fleet.errors import FleetError
+from fleet.gossip.joining import Doorkeeper
 from fleet.identity.keys import Identity
 from fleet.net.gate import Gate
 from fleet.net.messages import METHOD_INFER
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("shoal")
 
-#: The scope a peer needs to have jobs run here. With a static allow-list every allowed key has it.
+#: The scope a peer needs to have jobs run here.
 SCOPE_INFER = "infer"
 
 
@@ -53,7 +56,7 @@ def run_agent(config: Config, identity: Identity) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     try:
-        with _own_state_dir(config.state_dir):
+        with locked_state_dir(config.state_dir):
             trio.run(_main, config, identity)
     except* (AgentError, FleetError, OSError) as group:
         failed = True
@@ -63,12 +66,13 @@ def run_agent(config: Config, identity: Identity) -> int:
 
 
 async def _main(config: Config, identity: Identity) -> None:
-    allowed = {entry.key for entry in config.net.allow}
+    token = find_token()
+    membership = Membership(config.state_dir, identity)
+    membership.open()
     active = ActiveJobs()
-    gate = Gate(lambda peer_id: peer_id in allowed, on_refused=_log_refusal)
-    router = Router(authorise=lambda peer_id, scope: peer_id in allowed and scope == SCOPE_INFER)
-    names = {entry.key: entry.name for entry in config.net.allow if entry.name}
-    view = FleetView(config.name, VERSION, names, lambda: active.draining)
+    gate = Gate(membership.allowed, on_refused=_log_refusal)
+    router = Router(authorise=membership.authorise)
+    view = FleetView(config.name, VERSION, membership.name_of, lambda: active.draining)
     pool = EnginePool(config.models, config.engine, config.state_dir, view.note_own_change)
     node = Node(
         identity.seed,
@@ -83,11 +87,25 @@ async def _main(config: Config, identity: Identity) -> None:
     )
     view.pool, view.node = pool, node
     lender = Lender(view, pool.generate, active, config.timeouts)
-    router.add(METHOD_INFER, SCOPE_INFER, lender.handle)
+    gossiping = Gossiping(membership, node, router)
+    view.on_link_up = gossiping.link_up
+    router.add(METHOD_INFER, SCOPE_INFER, gossiping.serve_when_fresh(SCOPE_INFER, lender.handle))
     runner = JobRunner(view, pool.generate, active, config.timeouts)
 
+    own_facts = OwnFacts(config, membership, addrs=node.addrs, models=pool.models, learnt=gossiping.learnt)
+    view.on_own_change = own_facts.note_change
+
     def warnings() -> Sequence[Warning]:
-        return evaluate(gather(config, node=node, view=view, pool=pool, gate=gate))
+        return evaluate(
+            gather(config, node=node, view=view, pool=pool, gate=gate, membership=membership, clones=own_facts.clones)
+        )
+
+    def document_changed(change: Change) -> None:
+        if change.governance:
+            node.recheck()
+        view.note_document_change()
+
+    membership.subscribe(document_changed)
 
     services = AgentServices(
         config,
@@ -98,6 +116,7 @@ async def _main(config: Config, identity: Identity) -> None:
         runner=runner,
         gate=gate,
         router=router,
+        membership=membership,
         warnings=warnings,
     )
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -105,6 +124,12 @@ async def _main(config: Config, identity: Identity) -> None:
             await nursery.start(pool.run)
             await nursery.start(node.run)
             nursery.start_soon(view.run)
+            nursery.start_soon(own_facts.run)
+            nursery.start_soon(keep_links, membership, node)
+            nursery.start_soon(gossiping.run)
+            nursery.start_soon(_take_part, membership, router)
+            if token is not None and membership.replica is None:
+                nursery.start_soon(membership.join_until_in, token, view.hello, config.timeouts.connect)
             host, port = await nursery.start(_serve_http, services, config)
             log.info(
                 "agent.ready",
@@ -119,6 +144,12 @@ async def _main(config: Config, identity: Identity) -> None:
             await node.close_links("shutting down")
             nursery.cancel_scope.cancel()
     log.info("agent.stopped", name=config.name)
+
+
+async def _take_part(membership: Membership, router: Router) -> None:
+    """What only a box of a fleet does for others."""
+    replica = await membership.wait_belongs()
+    Doorkeeper(replica, membership.identity).offer_methods(router)
 
 
 async def _serve_http(
@@ -158,24 +189,6 @@ async def _drain_on_signal(
         nursery.cancel_scope.cancel()
 
 
-@contextmanager
-def _own_state_dir(state_dir: Path) -> Iterator[None]:
-    """Make the state folder (0700) and lock it: two agents with one identity would contradict each other."""
-    state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    state_dir.chmod(0o700)
-    lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"another agent is using {state_dir}; stop it, or give this one its own state_dir"
-            ) from None
-        yield
-    finally:
-        os.close(lock)
-
-
 def _targets(config: Config) -> dict[str, tuple[str, ...]]:
     """Configured multiaddrs by the PeerID they end in."""
     targets: dict[str, tuple[str, ...]] = {}
@@ -186,7 +199,13 @@ def _targets(config: Config) -> dict[str, tuple[str, ...]]:
 
 
 def _log_refusal(peer_id: str, direction: str, remote_addr: str) -> None:
-    log.warning("peer.refused", peer=peer_id, direction=direction, addr=remote_addr, remedy="add its key to net.allow")
+    log.warning(
+        "peer.refused",
+        peer=peer_id,
+        direction=direction,
+        addr=remote_addr,
+        remedy="invite it (shoal invite), or allow its key",
+    )
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

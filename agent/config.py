@@ -12,24 +12,20 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
 
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class AllowedKey(_Section):
-    """A box that may connect: its PeerID, and the name people know it by."""
-
-    key: str = Field(min_length=1, max_length=128)
-    name: str = Field(default="", max_length=64)
-
-
 class NetConfig(_Section):
-    """The peer-to-peer side. `peers` are multiaddrs that end in /p2p/PEERID; unknown keys are always refused."""
+    """The peer-to-peer side. `peers` are multiaddrs that end in /p2p/PEERID, dialled besides those that the fleet
+    document names. Who may connect is said in the document, not here.
+    """
 
     listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/4210",)
     peers: tuple[str, ...] = ()
-    allow: tuple[AllowedKey, ...] = ()
     mdns: bool = True
 
 
@@ -81,6 +77,7 @@ class Config(_Section):
     name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     state_dir: Path = Path("/var/lib/shoal")
     seed_file: Path | None = None
+    labels: dict[Label, Label] = Field(default_factory=dict, max_length=32)
     net: NetConfig = NetConfig()
     http: HttpConfig = HttpConfig()
     models: tuple[ModelConfig, ...] = ()

@@ -12,7 +12,7 @@ from typing import Any, Final
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from agent.addresses import http_problem, key_problem, listen_problem, peer_problem, short
+from agent.addresses import http_problem, listen_problem, peer_problem, short
 from agent.config import Config
 from agent.errors import ConfigError
 from fleet.models.reference import canonical_name
@@ -312,10 +312,6 @@ def _check_network(values: Mapping[str, Any], problems: _Problems) -> None:
         for index, addr in enumerate(_list(net, key)):
             if isinstance(addr, str) and (problem := problem_of(addr)):
                 problems.add(("net", key, index), f"net.{key}[{index}]: {problem}")
-    for index, entry in enumerate(_list(net, "allow")):
-        peer_id = entry.get("key") if isinstance(entry, dict) else None
-        if isinstance(peer_id, str) and peer_id and (problem := key_problem(peer_id)):
-            problems.add(("net", "allow", index, "key"), f"net.allow[{index}].key: {problem}")
     listen = http.get("listen")
     has_keys = http.get("api_key_file") is not None
     if isinstance(listen, str) and (problem := http_problem(listen, has_keys=has_keys)):
@@ -348,6 +344,8 @@ def _list(values: Mapping[str, Any], key: str) -> list[Any]:
 def _dotted(location: _Path) -> str:
     text = ""
     for part in location:
+        if isinstance(part, str) and not (part.isprintable() and len(part) <= 64):
+            part = short(part)  # a label's name is whatever the file says
         text += f"[{part}]" if isinstance(part, int) else (f".{part}" if text else part)
     return text
 

@@ -131,6 +131,7 @@ class ContextLengthError(AgentError):
 #: HTTP status of every code that can reach a client. Codes of `fleet` errors stand here too.
 HTTP_STATUS: Final[Mapping[str, int]] = {
     "bad_request": 400,
+    "refused_op": 400,
     "context_length_exceeded": 400,
     "unauthorized": 401,
     "denied": 403,
@@ -150,6 +151,7 @@ HTTP_STATUS: Final[Mapping[str, int]] = {
     "no_local_model": 503,
     "draining": 503,
     "deadline": 504,
+    "store": 507,
     "peer_timeout": 504,
     "loop_detected": 508,
 }

@@ -37,14 +37,18 @@ _COALESCE = 0.2
 class FleetView:
     """What this box knows of itself and of its neighbours. Implements `agent.jobs.neighbourhood.Neighbourhood`."""
 
-    def __init__(self, name: str, version: str, names: dict[str, str], draining: Callable[[], bool]) -> None:
+    def __init__(self, name: str, version: str, name_of: Callable[[str], str], draining: Callable[[], bool]) -> None:
         self.name = name
         self.refused: Counter[str] = Counter()
         self.presence = PresenceTable()
         self.pool: EnginePool
         self.node: Node
         self._version = version
-        self._configured_names = names
+        self._documented_name = name_of
+        #: Told of every change of what this box holds or how busy it is.
+        self.on_own_change: Callable[[], None] = lambda: None
+        #: Told of every link that comes up.
+        self.on_link_up: Callable[[Link], None] = lambda link: None
         self._draining = draining
         self._seq = 0
         self._changed = trio.Event()
@@ -134,9 +138,9 @@ class FleetView:
         await link.call(METHOD_INFER, sent.model_dump(mode="json", exclude_none=True), on_event)
 
     def name_of(self, peer_id: str) -> str:
-        """What people call a box: what it says of itself, else what the configuration calls it, else its key's end."""
+        """What people call a box: what it says of itself, else what the document calls it, else its key's end."""
         seen = self.presence.last(peer_id)
-        return (seen.presence.name if seen else "") or self._configured_names.get(peer_id, "") or f"…{peer_id[-8:]}"
+        return (seen.presence.name if seen else "") or self._documented_name(peer_id) or f"…{peer_id[-8:]}"
 
     # --- presence --------------------------------------------------------------------------------------------------
 
@@ -160,6 +164,11 @@ class FleetView:
     def note_own_change(self) -> None:
         """What this box holds or how busy it is has changed: say so soon."""
         self._own_change.set()
+        self.on_own_change()
+        self._note_change()
+
+    def note_document_change(self) -> None:
+        """The fleet document has changed: who may be asked may have, too."""
         self._note_change()
 
     async def run(self) -> None:
@@ -176,6 +185,7 @@ class FleetView:
 
     def _up(self, link: Link) -> None:
         self.presence.greet(link.peer_id, link.hello.presence, trio.current_time())
+        self.on_link_up(link)
         self._note_change()
 
     def _down(self, link: Link) -> None:

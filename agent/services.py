@@ -9,13 +9,19 @@ import trio
 
 from agent.config import Config
 from agent.engine.pool import EnginePool
+from agent.fleet_facts import Nearby, box_facts, fleet_facts
 from agent.fleet_view import FleetView, unix_time_of
+from agent.http.errors import NotFoundError
 from agent.http.services import Holder, ModelListing, Readiness
 from agent.jobs.active import ActiveJobs
 from agent.jobs.job import Emit, Job
 from agent.jobs.run import JobRunner
+from agent.membership import Membership
 from agent.observe.warnings import Warning
 from agent.version import VERSION
+from fleet.document.op import Op
+from fleet.document.replica import Outcome
+from fleet.identity.genesis import Genesis
 from fleet.net.gate import Gate
 from fleet.net.messages import ModelPresence
 from fleet.net.node import Node
@@ -36,6 +42,7 @@ class AgentServices:
         runner: JobRunner,
         gate: Gate,
         router: Router,
+        membership: Membership,
         warnings: Callable[[], Sequence[Warning]],
     ) -> None:
         self._config = config
@@ -47,6 +54,7 @@ class AgentServices:
         self._gate = gate
         self._router = router
         self._warnings = warnings
+        self._membership = membership
         self._started_at = trio.current_time()
 
     async def run(self, job: Job, emit: Emit) -> None:
@@ -154,6 +162,44 @@ class AgentServices:
                 }
             )
         return sorted(facts, key=lambda fact: (not fact["connected"], str(fact["name"])))
+
+    # --- the fleet document ----------------------------------------------------------------------------------------
+
+    def fleet_facts(self) -> Mapping[str, object] | None:
+        """The fleet: name, id, admins, what is in dispute."""
+        replica = self._membership.replica
+        return None if replica is None else fleet_facts(replica)
+
+    def box_facts(self) -> Sequence[Mapping[str, object]]:
+        """Every box of the fleet, this one included."""
+        replica = self._membership.replica
+        if replica is None:
+            return []
+        return box_facts(replica, self._node.peer_id, self._nearby())
+
+    def _nearby(self) -> dict[str, Nearby]:
+        now = trio.current_time()
+        found = {}
+        for peer_id, seen in self._view.presence.all().items():
+            connected = self._node.link(peer_id) is not None
+            running = sum(model.running + model.queued for model in seen.presence.models)
+            found[peer_id] = Nearby(connected, now - seen.at, running, seen.presence.cpu, seen.presence.memory)
+        return found
+
+    def document(self, *, facts: bool) -> tuple[Genesis | None, Sequence[Op]]:
+        """The genesis and the ops this box holds."""
+        replica = self._membership.replica
+        if replica is None:
+            return None, ()
+        return replica.genesis, list(replica.ops.ops()) if facts else replica.ops.governing_ops()
+
+    async def offer(self, genesis: Genesis | None, ops: Sequence[bytes]) -> Sequence[Outcome]:
+        """Take ops in, and found the fleet where there is none yet; raises FleetError."""
+        if genesis is not None:
+            return await self._membership.found(genesis, ops)
+        if self._membership.replica is None:
+            raise NotFoundError("this box belongs to no fleet yet; see `shoal fleet init` and `shoal join`")
+        return await self._membership.replica.offer(ops)
 
 
 def _model_facts(model: ModelPresence) -> dict[str, object]:

@@ -19,9 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import base58
+import httpx
 import nacl.signing
 import pytest
 import yaml
+
+from fleet.document.bundle import write_bundle
+from fleet.document.op import Kind, Op, write_op
+from fleet.document.store import OpStore
+from fleet.identity.genesis import Genesis
+from fleet.identity.keys import Identity, public_key_from_peer_id
 
 START_LIMIT = 90.0
 
@@ -58,11 +65,45 @@ def peer_id_of(name: str) -> str:
     return base58.b58encode(b"\x00\x24\x08\x01\x12\x20" + key).decode()
 
 
+class Fleet:
+    """A fleet that tests write with its admin's key: who is a member, who is not."""
+
+    def __init__(self, name: str = "test-fleet") -> None:
+        self.admin = Identity.from_seed(seed_of(f"admin of {name}"))
+        self.recovery = Identity.from_seed(seed_of(f"recovery of {name}"))
+        self.genesis = Genesis(name, (self.recovery.public_key,), (self.admin.public_key,), b"\0" * 16)
+        self._seq: dict[bytes, int] = {}
+
+    def write(
+        self, kind: Kind, path: str, body: object, sup: Sequence[bytes] = (), author: Identity | None = None
+    ) -> Op:
+        """An op of the admin, or of `author`, with the next seq; later in time than the ones before."""
+        author = author or self.admin
+        seq = self._seq[author.public_key] = self._seq.get(author.public_key, 0) + 1
+        hlc = (int(time.time() * 1000) << 16) + seq
+        return write_op(author, self.genesis.fleet_id, seq=seq, hlc=hlc, kind=kind, path=path, body=body, sup=sup)
+
+    def certify(self, *peer_ids: str) -> list[Op]:
+        """Certificates of membership."""
+        return [self.write("cert", public_key_from_peer_id(one).hex(), "member") for one in peer_ids]
+
+    def certify_in(self, state_dir: Path, *peer_ids: str) -> None:
+        """Make a box that does not run part of the fleet, and these keys members in its document."""
+        store = OpStore(state_dir / "fleet")
+        store.found(self.genesis)
+        store.open()
+        store.commit(self.certify(*peer_ids), [])
+        store.close()
+
+
 class Agent:
     """One agent process. `url` and `p2p_addr` stay the same over restarts."""
 
-    def __init__(self, folder: Path, name: str, config: Mapping[str, Any], env: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, name: str, config: Mapping[str, Any], env: Mapping[str, str], fleet: Fleet | None = None
+    ) -> None:
         self.name = name
+        self.fleet = fleet or Fleet()
         self.folder = folder
         self.peer_id = peer_id_of(name)
         self.http_port = free_port()
@@ -182,8 +223,20 @@ class Agent:
         return code
 
     def allow(self, *others: Agent | str) -> None:
-        """Put keys on the allow-list; takes effect at the next start."""
-        self._edit(lambda net: net.setdefault("allow", []).extend({"key": _key(o), "name": _name(o)} for o in others))
+        """Certify keys as members of this box's fleet; at once where it runs, else at the next start."""
+        keys = [_key(other) for other in others]
+        if self._process is not None and self._process.poll() is None:
+            self.offer(*self.fleet.certify(*keys))
+        else:
+            self.fleet.certify_in(self.folder / "state", *keys)
+
+    def offer(self, *ops: Op) -> list[dict[str, Any]]:
+        """Hand ops to the running agent; returns what became of each."""
+        text = "".join(write_bundle(None, [op.raw for op in ops]))
+        answer = httpx.post(f"{self.url}/v1/fleet/document/offer", content=text, timeout=30)
+        assert answer.status_code == 200, answer.text
+        outcomes: list[dict[str, Any]] = answer.json()["outcomes"]
+        return outcomes
 
     def dial(self, *others: Agent) -> None:
         """Configure neighbours; takes effect at the next start."""
@@ -195,12 +248,16 @@ class Agent:
         self.config_file.write_text(yaml.safe_dump(config))
 
 
+def _found(box: Agent, ops: Sequence[Op]) -> None:
+    store = OpStore(box.folder / "state" / "fleet")
+    store.found(box.fleet.genesis)
+    store.open()
+    store.commit(ops, [])
+    store.close()
+
+
 def _key(other: Agent | str) -> str:
     return other if isinstance(other, str) else other.peer_id
-
-
-def _name(other: Agent | str) -> str:
-    return "" if isinstance(other, str) else other.name
 
 
 @contextmanager
@@ -209,17 +266,20 @@ def agents(
     boxes: Mapping[str, Mapping[str, Any]],
     *,
     connect: bool = True,
+    members: Sequence[str] | None = None,
     env: Mapping[str, str] | None = None,
 ) -> Iterator[list[Agent]]:
-    """Start agents that all allow (and, with `connect`, dial) one another; end them all afterwards.
+    """Start agents that are all members of one fleet (and, with `connect`, dial one another); end them afterwards.
 
-    `boxes` maps names to extra configuration.
+    `boxes` maps names to extra configuration. With `members`, only these are members of the fleet.
     """
-    made = [Agent(tmp_path / name, name, config, env or {}) for name, config in boxes.items()]
+    fleet = Fleet()
+    made = [Agent(tmp_path / name, name, config, env or {}, fleet) for name, config in boxes.items()]
+    certificates = fleet.certify(*(box.peer_id for box in made if members is None or box.name in members))
     try:
         for box in made:
             others = [other for other in made if other is not box]
-            box.allow(*others)
+            _found(box, certificates)
             if connect:
                 box.dial(*others)
             box.spawn()

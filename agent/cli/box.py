@@ -39,15 +39,11 @@ net:
   # Where other boxes connect.
   listen:
     - {listen}
-  # Find boxes on the LAN by mDNS. Whether they may speak to this one is decided by `allow` alone.
+  # Find boxes on the LAN by mDNS. Whether they may speak to this one is decided by the fleet document alone.
   mdns: true
-  # Boxes to dial, as `shoal id` prints them there:
+  # Boxes to dial besides those that the fleet document names, as `shoal id` prints them there:
   #   - /ip4/10.0.0.7/tcp/4210/p2p/12D3KooW...
   peers: []
-  # The keys that may connect; every other key is refused:
-  #   - key: 12D3KooW...
-  #     name: jetson-1
-  allow: []
 
 http:
   # The OpenAI-compatible endpoint. Another address than loopback needs api_key_file.
@@ -118,9 +114,9 @@ def init(folder: Path, name: str | None, models: tuple[Path, ...], listen: str, 
         return
     click.echo(f"wrote {path} and the identity of {config.name}\n")
     click.echo(f"  this box's PeerID   {key.peer_id}\n")
-    click.echo("on every box that may speak to this one, add under net:\n")
-    click.echo(f"  allow:\n    - key: {key.peer_id}\n      name: {config.name}")
-    click.echo(f"  peers:\n    - {address}\n")
+    click.echo(f"  its address         {address}\n")
+    click.echo("to found a fleet with this box:        shoal fleet init --name NAME")
+    click.echo("to join one, with an admin's token:    shoal join TOKEN   (the admin makes it with: shoal invite)\n")
     click.echo(f"then start it with: shoal run --config {path}")
 
 

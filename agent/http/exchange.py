@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Final
+from urllib.parse import parse_qsl
 
 import trio
 
@@ -40,6 +41,7 @@ class Exchange:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.path_params: MutableMapping[str, Any] = {}
+        self._query: bytes = scope.get("query_string", b"")
         self.headers: list[tuple[str, str]] = []
         self.job: str | None = None
         self.started = False
@@ -54,6 +56,11 @@ class Exchange:
     def header(self, name: str) -> str | None:
         """The value of a request header, by its lower-case name."""
         return self._request_headers.get(name)
+
+    def query(self, name: str) -> str | None:
+        """The last value of a query parameter."""
+        found = parse_qsl(self._query.decode("latin-1"), keep_blank_values=True, max_num_fields=32)
+        return dict(found).get(name)
 
     async def body(self) -> bytes:
         """The whole request body, at most MAX_BODY bytes.

@@ -19,6 +19,7 @@ from agent.config import HttpConfig
 from agent.errors import ConfigError
 from agent.http.auth import Gate, is_loopback, read_keys
 from agent.http.connections import ClientStream, Connections
+from agent.http.document_api import DocumentApi
 from agent.http.errors import MethodNotAllowedError, NotFoundError, internal, problem_of
 from agent.http.exchange import ClientGoneError, Exchange, Receive, Scope, Send
 from agent.http.fleet_api import FleetApi
@@ -56,6 +57,7 @@ class App:
 
     def __init__(self, services: Services, keys: tuple[bytes, ...]) -> None:
         openai, fleet = OpenAIApi(services), FleetApi(services)
+        document = DocumentApi(services)
         table: dict[str, tuple[str, Handler]] = {
             "/v1/models": ("GET", openai.list_models),
             "/v1/models/{id:path}": ("GET", openai.get_model),
@@ -63,6 +65,9 @@ class App:
             "/v1/completions": ("POST", openai.completion),
             "/v1/fleet/self": ("GET", fleet.self_facts),
             "/v1/fleet/peers": ("GET", fleet.peers),
+            "/v1/fleet/boxes": ("GET", document.boxes),
+            "/v1/fleet/document/ops": ("GET", document.export),
+            "/v1/fleet/document/offer": ("POST", document.offer),
             "/healthz": ("GET", fleet.healthz),
             "/readyz": ("GET", fleet.readyz),
         }

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from agent.jobs.job import Emit, Job
+from fleet.document.op import Op
+from fleet.document.replica import Outcome
+from fleet.identity.genesis import Genesis
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,23 @@ class Readiness:
     reasons: tuple[str, ...]
 
 
-class Services(Protocol):
+class DocumentServices(Protocol):
+    """The fleet document of one running agent."""
+
+    def fleet_facts(self) -> Mapping[str, object] | None:
+        """The fleet's name and id, admins, conflicts; None where this box belongs to no fleet."""
+
+    def box_facts(self) -> Sequence[Mapping[str, object]]:
+        """Every box of the fleet: what the document says of it, and what this box knows of its state."""
+
+    def document(self, *, facts: bool) -> tuple[Genesis | None, Sequence[Op]]:
+        """The genesis and the ops held; without `facts`, only what governs."""
+
+    async def offer(self, genesis: Genesis | None, ops: Sequence[bytes]) -> Sequence[Outcome]:
+        """Take ops in; with a genesis, make a box that has no fleet part of it. Raises FleetError."""
+
+
+class Services(DocumentServices, Protocol):
     """One running agent, as seen by the HTTP API."""
 
     def models(self) -> Sequence[ModelListing]:

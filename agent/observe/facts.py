@@ -11,7 +11,8 @@ import trio
 from agent.config import Config
 from agent.engine.pool import EnginePool
 from agent.fleet_view import FleetView
-from agent.observe.warnings import Facts, KnockFact, ModelFact, PeerFact
+from agent.membership import Membership, peer_id_of
+from agent.observe.warnings import DocumentFacts, Facts, KnockFact, ModelFact, PeerFact
 from agent.version import VERSION
 from fleet.net.dialler import Neighbour
 from fleet.net.gate import Gate
@@ -20,15 +21,24 @@ from fleet.net.node import Node
 _ENGINE_INSTALLED: Final = find_spec("llama_cpp") is not None
 
 
-def gather(config: Config, *, node: Node, view: FleetView, pool: EnginePool, gate: Gate) -> Facts:
-    """The facts as they stand now; takes well under a millisecond."""
+def gather(
+    config: Config,
+    *,
+    node: Node,
+    view: FleetView,
+    pool: EnginePool,
+    gate: Gate,
+    membership: Membership,
+    clones: int = 0,
+) -> Facts:
+    """The facts as they stand now."""
     memory = psutil.virtual_memory()
     return Facts(
         peer_id=node.peer_id,
         name=config.name,
         version=VERSION,
         addrs=node.addrs(),
-        allowed=tuple(entry.key for entry in config.net.allow),
+        allowed=_admitted(membership, node.peer_id),
         targets=tuple(neighbour.peer_id for neighbour in node.neighbours()),
         mdns=config.net.mdns,
         models=tuple(ModelFact(held.name, held.state, held.error) for held in pool.models()),
@@ -40,6 +50,34 @@ def gather(config: Config, *, node: Node, view: FleetView, pool: EnginePool, gat
         ),
         memory_free=memory.available / memory.total,
         engine_installed=_ENGINE_INSTALLED,
+        document=_document(membership, clones),
+    )
+
+
+def _admitted(membership: Membership, own: str) -> tuple[str, ...]:
+    if membership.replica is None:
+        return ()
+    governance = membership.replica.governance
+    keys = {*governance.authority.members, *governance.firewall.named()}
+    peers = (peer_id_of(key) for key in keys if governance.firewall.standing(key).admitted)
+    return tuple(peer for peer in peers if peer != own)
+
+
+def _document(membership: Membership, clones: int) -> DocumentFacts | None:
+    replica = membership.replica
+    if replica is None:
+        return None
+    view = replica.view
+    standing = view.standing(membership.identity.public_key)
+    return DocumentFacts(
+        fleet=replica.genesis.name,
+        admitted=standing.admitted,
+        standing=standing.reason,
+        forked_admins=tuple(peer_id_of(key) for key in view.authority.forked if key in view.authority.rank),
+        conflicts=tuple(view.conflicts),
+        contested_invites=tuple(view.authority.contested),
+        clones=clones,
+        unsaved=replica.unsaved,
     )
 
 

@@ -57,11 +57,26 @@ class KnockFact:
 
 
 @dataclass(frozen=True)
+class DocumentFacts:
+    """The fleet document as this box holds it; there is none where it belongs to no fleet. Keys are PeerIDs."""
+
+    fleet: str
+    admitted: bool = True
+    standing: str = "member"
+    forked_admins: tuple[str, ...] = ()
+    conflicts: tuple[str, ...] = ()
+    contested_invites: tuple[str, ...] = ()
+    clones: int = 0
+    unsaved: bool = False
+
+
+@dataclass(frozen=True)
 class Facts:
     """Everything the rules look at.
 
-    `allowed` and `targets` are PeerIDs, `addrs` the multiaddrs that others can dial. `memory_free` is a fraction of
-    all memory; `engine_installed` says whether this box can run models at all.
+    `allowed` are the PeerIDs of other boxes that may connect, `targets` those that are dialled, `addrs` the
+    multiaddrs that others can dial. `memory_free` is a fraction of all memory; `engine_installed` says whether this box
+    can run models at all.
     """
 
     peer_id: str
@@ -76,6 +91,7 @@ class Facts:
     knocks: tuple[KnockFact, ...] = ()
     memory_free: float = 1.0
     engine_installed: bool = True
+    document: DocumentFacts | None = None
 
 
 def evaluate(facts: Facts) -> tuple[Warning, ...]:
@@ -114,15 +130,15 @@ def _refused_by(facts: Facts) -> Iterator[Warning]:
                 "error",
                 f"{peer.name} does not let this box in",
                 f"it answered that the key {facts.peer_id} is not allowed",
-                f"on {peer.name}, add to net.allow:  - key: {facts.peer_id}",
+                "is this box revoked, or of another fleet? on an admin's box: shoal firewall explain " + facts.peer_id,
             )
         elif peer.state == "denied":
             yield Warning(
                 "peer_not_allowed",
                 "error",
-                f"{peer.name} is configured as a peer but not allowed",
-                f"this box's own allow-list does not have {peer.peer_id}, so it is never dialled",
-                f"add to net.allow:  - key: {peer.peer_id}",
+                f"{peer.name} is configured as a peer but not let in",
+                f"the fleet document does not admit {peer.peer_id}, so it is never dialled",
+                f"see why: shoal firewall explain {peer.peer_id}",
             )
 
 
@@ -146,7 +162,7 @@ def _knocking(facts: Facts) -> Iterator[Warning]:
                 "warning",
                 "a box that is not allowed tries to connect",
                 f"key {knock.peer_id} from {knock.remote_addr or 'an unknown address'}, {knock.count} times",
-                f"if it is yours, add to net.allow:  - key: {knock.peer_id}",
+                f"if it is yours: shoal invite, or: shoal firewall allow {knock.peer_id}",
             )
 
 
@@ -159,13 +175,75 @@ def _alone(facts: Facts) -> Iterator[Warning]:
             "net.peers is empty and net.mdns is off; others can still dial it",
             "add addresses to net.peers, or set net.mdns: true",
         )
-    if not facts.allowed:
+    if facts.document is None:
         yield Warning(
-            "nobody_allowed",
+            "no_fleet",
             "warning",
-            "this box lets nobody in",
-            "net.allow is empty, so every other box is refused and none is dialled",
-            "add the keys of other boxes (`shoal id` there) to net.allow",
+            "this box belongs to no fleet",
+            "it lets nobody in and can ask nobody",
+            "join one: shoal join TOKEN (an admin makes a token with: shoal invite), or found one: shoal fleet init",
+        )
+    elif not facts.allowed:
+        yield Warning(
+            "alone_in_fleet",
+            "info",
+            "this box is alone in its fleet",
+            f"the document of {facts.document.fleet} admits no other box",
+            "invite others: shoal invite",
+        )
+
+
+def _document(facts: Facts) -> Iterator[Warning]:
+    document = facts.document
+    if document is None:
+        return
+    if not document.admitted:
+        yield Warning(
+            "not_admitted",
+            "error",
+            "the fleet does not admit this box",
+            f"its own key is: {document.standing}",
+            f"on an admin's box: shoal firewall explain {facts.peer_id}",
+        )
+    if document.unsaved:
+        yield Warning(
+            "document_unsaved",
+            "error",
+            "the fleet document cannot be written to disk",
+            "changes are kept in memory and tried again",
+            "free space in the state folder, and check that its disk is not read-only",
+        )
+    if document.clones:
+        yield Warning(
+            "identity_cloned",
+            "error",
+            "another live box has this box's key",
+            f"facts that this box did not write came in {document.clones} times",
+            "stop one of them, remove its identity.seed, and invite it anew",
+        )
+    for key in document.forked_admins:
+        yield Warning(
+            "admin_forked",
+            "error",
+            "an admin key has signed two ops with one number",
+            f"{key} is no longer believed, except where it denies or revokes",
+            "was the key used on two boxes at once, or stolen? revoke it, and give the admin a new one",
+        )
+    for path in document.conflicts:
+        yield Warning(
+            "setting_conflict",
+            "warning",
+            f"admins contradict one another about {path}",
+            "two values were set without knowledge of one another; the later one holds",
+            f"look at both: shoal history --of {path}; then apply the right one again",
+        )
+    for invite in document.contested_invites:
+        yield Warning(
+            "contested_invite",
+            "warning",
+            "more boxes claimed an invite than it has uses",
+            f"invite {invite}: the first ones are in, the others are not",
+            "settle it: shoal history --of " + invite + ", then certify or revoke the losers",
         )
 
 
@@ -249,6 +327,7 @@ _RULES: Final[tuple[Callable[[Facts], Iterator[Warning]], ...]] = (
     _unreachable,
     _knocking,
     _alone,
+    _document,
     _own_key,
     _addresses,
     _names,

@@ -80,7 +80,7 @@ class Join:
 @lru_cache(maxsize=16)
 def read_role(body: bytes) -> Role:
     """The body of a cert op."""
-    value = cbor.decode(body)
+    value = _decode(body)
     if value == "member":
         return "member"
     if value == "admin":
@@ -90,7 +90,7 @@ def read_role(body: bytes) -> Role:
 
 def read_keep(body: bytes) -> int:
     """The body of a revoke op: the last seq of the revoked key that still counts."""
-    value = cbor.decode(body)
+    value = _decode(body)
     if type(value) is not int or not 0 <= value <= MAX_SEQ:
         raise RefusedOpError("body", "a revoke holds the last seq that still counts")
     return value
@@ -99,7 +99,7 @@ def read_keep(body: bytes) -> int:
 @lru_cache(maxsize=256)
 def read_firewall(body: bytes) -> FirewallEntry:
     """The body of a fw op."""
-    value = cbor.decode(body)
+    value = _decode(body)
     if not isinstance(value, list) or len(value) != 2 or value[0] not in ("allow", "deny"):
         raise RefusedOpError("body", "a firewall entry is [allow or deny, scopes]")
     scopes = value[1]
@@ -112,7 +112,7 @@ def read_firewall(body: bytes) -> FirewallEntry:
 
 def read_invite(body: bytes) -> Invite:
     """The body of a cfg op at invite/ID."""
-    value = cbor.decode(body)
+    value = _decode(body)
     if not isinstance(value, dict) or set(value) != {"key", "uses", "expires", "for", "labels"}:
         raise RefusedOpError("body", "not an invite: wrong fields")
     key, uses, expires, bound_to = value["key"], value["uses"], value["expires"], value["for"]
@@ -137,7 +137,7 @@ def read_labels(value: object) -> tuple[tuple[str, str], ...]:
 
 def read_join(body: bytes) -> Join:
     """The body of a join op; its signatures are checked by `join_is_vouched_for`."""
-    value = cbor.decode(body)
+    value = _decode(body)
     if not isinstance(value, dict) or set(value) != {"key", "proof", "by", "hlc", "sig"}:
         raise RefusedOpError("body", "not a join: wrong fields")
     if not (_is_key(value["key"]) and _is_key(value["by"])):
@@ -176,6 +176,13 @@ def join_is_vouched_for(op: Op, join: Join) -> bool:
 def is_scope(value: object) -> bool:
     """Whether a value is the name of a scope."""
     return type(value) is str and _SCOPE.fullmatch(value) is not None
+
+
+def _decode(body: bytes) -> object:
+    try:
+        return cbor.decode(body)
+    except cbor.CborError as error:
+        raise RefusedOpError("body", f"the body is not CBOR: {error}") from None
 
 
 def _is_key(value: object) -> bool:

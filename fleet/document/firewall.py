@@ -41,7 +41,12 @@ def read_policy(body: bytes | None) -> Policy:
     """The policy in a setting's body; one that cannot be understood lets nobody in by membership alone."""
     if body is None:
         return Policy()
-    value = cbor.decode(body)
+    try:
+        value = cbor.decode(body)
+    except cbor.CborError:
+        value = ()
+    if value is None:
+        return Policy()  # deleted
     if not isinstance(value, dict):
         return Policy("allow-list", frozenset())
     mode, scopes = value.get("mode", "members"), value.get("scopes", sorted(DEFAULT_SCOPES))

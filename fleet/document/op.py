@@ -45,7 +45,8 @@ _PATH: Final = re.compile(r"[a-z]+(/[\x21-\x7e]+)?|[0-9a-f]+")
 class Op:
     """One record. `seq` counts an author's ops from 1; `sup` are the ids of the ops that this one replaces.
 
-    `body` is CBOR whose schema depends on kind and path; `raw` is the whole op as it travels.
+    `body` is CBOR whose schema depends on kind and path, and is read by `bodies`, `facts` and `settings`; `raw` is
+    the whole op as it travels.
     """
 
     id: bytes
@@ -120,10 +121,6 @@ def read_op(raw: bytes) -> Op:
     check_path = _PATH_OF_KIND[kind]
     if not check_path(path):
         raise RefusedOpError("form", f"not a path of kind {kind}")
-    try:
-        cbor.decode_canonical(body)
-    except cbor.CborError as error:
-        raise RefusedOpError("form", f"the body is canonical CBOR: {error}") from None
     return Op(op_id(signed), fleet, author, seq, hlc, cast("Kind", kind), path, body, tuple(sup), bytes(raw))
 
 

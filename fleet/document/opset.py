@@ -105,6 +105,19 @@ class OpSet:
         check(op, self)
         if op.kind == "node":
             return self._admit_fact(op)
+        self._govern(op)
+        return Admitted(True)
+
+    def restore(self, ops: Iterable[Op]) -> None:
+        """Take back ops that this box had accepted before; nothing is checked again."""
+        for op in ops:
+            if op.kind == "node":
+                self._admit_fact(op)
+            else:
+                self._govern(op)
+
+    def _govern(self, op: Op) -> None:
+        """Keep an op of an admin, or a join, and note what it makes possible."""
         self._keep(op)
         self.authority_version += 1
         if op.kind in ADMIN_KINDS:
@@ -120,7 +133,6 @@ class OpSet:
             invite = bodies.read_invite(op.body)
             place = (op.path.removeprefix("invite/"), invite.key)
             self._invites[place] = max(invite.uses, self._invites.get(place, 0))
-        return Admitted(True)
 
     def _admit_fact(self, op: Op) -> Admitted:
         facts = self._facts.setdefault(op.author, {})

@@ -20,8 +20,11 @@ class Setting:
 
     @property
     def value(self) -> object:
-        """The plain value; None where it was deleted."""
-        return cbor.decode(self.op.body)
+        """The plain value; None where it was deleted, or cannot be read."""
+        try:
+            return cbor.decode(self.op.body)
+        except cbor.CborError:
+            return None
 
 
 def live_ops(authority: Authority, ops: Iterable[Op]) -> dict[tuple[str, str], list[Op]]:

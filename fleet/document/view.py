@@ -13,6 +13,7 @@ from fleet.document import firewall, settings
 from fleet.document.authority import Authority, fold_authority
 from fleet.document.facts import Box, read_box
 from fleet.document.firewall import Firewall, Standing
+from fleet.document.invites import Offer, offers
 from fleet.document.op import Op
 from fleet.document.settings import Setting
 from fleet.identity.genesis import Genesis
@@ -28,6 +29,8 @@ class Governance:
         self.settings: Final[Mapping[str, Setting]] = MappingProxyType(
             {path: settings.settle(found) for (kind, path), found in sorted(live.items()) if kind == "cfg"}
         )
+        #: By the public half of the invite's secret.
+        self.offers: Final[Mapping[bytes, Offer]] = MappingProxyType(offers(self.settings, ops))
         policy = self.settings.get(firewall.POLICY_PATH)
         entries = {bytes.fromhex(path): tuple(found) for (kind, path), found in live.items() if kind == "fw"}
         self.live: Final[Mapping[tuple[str, str], tuple[Op, ...]]] = MappingProxyType(

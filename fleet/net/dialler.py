@@ -69,6 +69,7 @@ class Dialler:
     random: random.Random = field(default_factory=random.SystemRandom)
     _neighbours: dict[str, Neighbour] = field(default_factory=dict)
     _kicks: dict[str, trio.Event] = field(default_factory=dict)
+    _keeping: dict[str, trio.CancelScope] = field(default_factory=dict)
 
     def neighbours(self) -> tuple[Neighbour, ...]:
         """All neighbours this box dials, as they stand."""
@@ -89,9 +90,22 @@ class Dialler:
             return
         self._neighbours[peer_id] = Neighbour(peer_id, addrs, down_since=trio.current_time())
         self._kicks[peer_id] = trio.Event()
-        nursery.start_soon(self._keep, peer_id)
+        self._keeping[peer_id] = trio.CancelScope()
+        nursery.start_soon(self._keep, peer_id, self._keeping[peer_id])
 
-    async def _keep(self, peer_id: str) -> None:
+    def forget(self, peer_id: str) -> None:
+        """Stop dialling a neighbour; a link that this box dialled ends with it, one that it was dialled on stays."""
+        scope = self._keeping.pop(peer_id, None)
+        if scope is not None:
+            scope.cancel()
+            del self._neighbours[peer_id]
+            del self._kicks[peer_id]
+
+    async def _keep(self, peer_id: str, scope: trio.CancelScope) -> None:
+        with scope:
+            await self._dial_for_ever(peer_id)
+
+    async def _dial_for_ever(self, peer_id: str) -> None:
         while True:
             if self.connected(peer_id):
                 self._came_up(peer_id)
@@ -118,7 +132,8 @@ class Dialler:
                 await self._kicks[peer_id].wait()
 
     def _came_up(self, peer_id: str) -> None:
-        self._update(peer_id, state="connected", last_error="", failures=0)
+        if peer_id in self._neighbours:  # forgotten while its link was coming up
+            self._update(peer_id, state="connected", last_error="", failures=0)
 
     def _failed(self, peer_id: str, state: NeighbourState, error: FleetError) -> None:
         known = self._neighbours[peer_id]

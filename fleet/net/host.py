@@ -160,7 +160,7 @@ class Host:
         to a quarter of a second of its own.
         """
         if not self._gate.allowed(peer_id):
-            raise DeniedError(f"this box does not allow {peer_id}; add the key to net.allow")
+            raise DeniedError(f"this box does not allow {peer_id}: it is no member of the fleet, or denied")
         deadline = trio.current_time() + timeout
         problems: list[str] = []
         for index, addr in enumerate(addrs):
@@ -195,7 +195,7 @@ class Host:
                 await self._hang_up_unused(peer_id, before)
         if refused.cancel_called:
             raise PeerRefusedError(
-                f"the other box refused our key; add {self.peer_id} to net.allow in its configuration",
+                f"the other box refused our key: {self.peer_id} is no member of its fleet, or denied",
                 details={"our_key": self.peer_id},
             )
         link = LinkStream(stream, self._link_over)

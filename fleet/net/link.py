@@ -16,6 +16,7 @@ import structlog
 import trio
 
 from fleet.errors import (
+    DeniedError,
     FleetError,
     FrameError,
     MessageError,
@@ -118,7 +119,7 @@ class Link:
         self._outbox = Outbox()
         self._calls: dict[int, _Outgoing] = {}
         self._next_call = 1
-        self._handling: dict[int, trio.CancelScope] = {}
+        self._handling: dict[int, tuple[str, trio.CancelScope]] = {}
         self._highest_seen = 0
         self._last_heard = 0.0
         self._pings: dict[int, float] = {}
@@ -185,6 +186,14 @@ class Link:
         self._outbox.close()
         self._scope.deadline = trio.current_time() + _GOODBYE_LIMIT
 
+    def recheck(self) -> None:
+        """End the calls of the peer that it may no longer make; it is told `denied` for each."""
+        for call_id, (method, scope) in list(self._handling.items()):
+            if not self._router.permits(self.peer_id, method):
+                self._router.refused["denied"] += 1
+                self._outbox.send_now(_failure(call_id, DeniedError("your key is no longer allowed to do this here")))
+                scope.cancel()
+
     # --- the tasks of a running link -------------------------------------------------------------------------------
 
     async def run(self, on_notify: Callable[[Link, str, object], None], decoder: FrameDecoder) -> None:
@@ -243,9 +252,9 @@ class Link:
             case Call(call_id, method, body):
                 self._accept(call_id, method, body, nursery)
             case Cancel(call_id):
-                scope = self._handling.get(call_id)
-                if scope is not None:
-                    scope.cancel()
+                handling = self._handling.get(call_id)
+                if handling is not None:
+                    handling[1].cancel()
             case Ping(nonce):
                 self._outbox.send_now(Pong(nonce))
             case Pong(nonce):
@@ -277,7 +286,8 @@ class Link:
         except FleetError as error:
             self._outbox.send_now(_failure(call_id, error))
             return
-        scope = self._handling[call_id] = trio.CancelScope()
+        scope = trio.CancelScope()
+        self._handling[call_id] = (method, scope)
         nursery.start_soon(self._run_handler, call_id, handler, body, scope)
 
     async def _run_handler(self, call_id: int, handler: Handler, body: object, scope: trio.CancelScope) -> None:

@@ -73,7 +73,8 @@ class Node:
         self._dialler = Dialler(
             connect=self._connect, connected=lambda peer: self.link(peer) is not None, wait_gone=self._wait_gone
         )
-        self._discovered: set[str] = set()
+        self._found_at: dict[str, tuple[str, ...]] = {}
+        self._nursery: trio.Nursery | None = None
 
     @property
     def peer_id(self) -> str:
@@ -102,6 +103,42 @@ class Node:
         for link in self.links():
             link.notify(topic, body)
 
+    def keep(self, peer_id: str, addrs: tuple[str, ...]) -> None:
+        """Dial a box from now on, also at the addresses that the configuration or mDNS gave for it.
+
+        Known only while `run` runs; this box itself and keys that the gate refuses are passed over.
+        """
+        if self._nursery is None or peer_id == self.peer_id or not self._gate.allowed(peer_id):
+            return
+        known = (*self._targets.get(peer_id, ()), *self._found_at.get(peer_id, ()), *addrs)
+        if known:
+            self._dialler.learn(peer_id, tuple(dict.fromkeys(known)), self._nursery)
+
+    def forget(self, peer_id: str) -> None:
+        """Stop dialling a box that `keep` or mDNS brought; a configured one stays."""
+        if peer_id not in self._targets:
+            self._found_at.pop(peer_id, None)
+            self._dialler.forget(peer_id)
+
+    def recheck(self) -> None:
+        """The firewall has changed: end every link, and every running call, that it no longer allows.
+
+        Returns at once; a link's farewell takes at most half a second.
+        """
+        for links in list(self._links.values()):
+            for link in links:
+                if self._gate.allowed(link.peer_id):
+                    link.recheck()
+                else:
+                    link.close("the key is no longer allowed here")
+                    if self._nursery is not None:
+                        self._nursery.start_soon(self._disconnect, link)
+
+    async def _disconnect(self, link: Link) -> None:
+        """Close the connection under a link as well: libp2p's own protocols run on it too."""
+        await link.closed.wait()
+        await self._host.disconnect(link.peer_id)
+
     def dial_now(self) -> None:
         """Dial neighbours that are down at once instead of at their next turn."""
         self._dialler.kick()
@@ -126,24 +163,25 @@ class Node:
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen, dial and discover until cancelled; `task_status` starts once the box listens."""
         async with self._host.run(), trio.open_nursery() as nursery:
+            self._nursery = nursery
             for peer_id, addrs in self._targets.items():
                 self._dialler.learn(peer_id, addrs, nursery)
             if self._mdns:
-                nursery.start_soon(
-                    discover, self.peer_id, self.addrs, lambda peer, addrs: self._found(peer, addrs, nursery)
-                )
+                nursery.start_soon(discover, self.peer_id, self.addrs, self._found)
             task_status.started()
-            await trio.sleep_forever()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
 
-    def _found(self, peer_id: str, addrs: tuple[str, ...], nursery: trio.Nursery) -> None:
+    def _found(self, peer_id: str, addrs: tuple[str, ...]) -> None:
         """A box seen on the LAN. One that is not allowed is not dialled: it would only be closed by our own gate."""
         if peer_id == self.peer_id or not self._gate.allowed(peer_id):
             return
-        if peer_id not in self._discovered and len(self._discovered) >= MAX_DISCOVERED:
+        if peer_id not in self._found_at and len(self._found_at) >= MAX_DISCOVERED:
             return
-        self._discovered.add(peer_id)
-        configured = self._targets.get(peer_id, ())
-        self._dialler.learn(peer_id, tuple(dict.fromkeys((*configured, *addrs))), nursery)
+        self._found_at[peer_id] = addrs
+        self.keep(peer_id, ())
 
     async def _connect(self, peer_id: str, addrs: tuple[str, ...], up: Callable[[], None]) -> None:
         stream = await self._host.open_link(peer_id, addrs, timeout=self._connect_timeout)

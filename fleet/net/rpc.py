@@ -44,6 +44,11 @@ class Router:
         """Offer `method` to peers that hold `scope`."""
         self._methods[method] = (scope, handler)
 
+    def permits(self, peer_id: str, method: str) -> bool:
+        """Whether the peer may (still) call a method; asked again for running calls when the firewall changes."""
+        entry = self._methods.get(method)
+        return entry is not None and self.authorise(peer_id, entry[0])
+
     def resolve(self, peer_id: str, method: str) -> Handler:
         """The handler for a peer's call.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("borrow",)
+NAMES = ("borrow", "document")
 
 
 def main(names: list[str]) -> int:

@@ -69,7 +69,7 @@ def test_b25_an_unknown_key_is_refused_explicitly_within_200_ms() -> None:
                     took.append(time.perf_counter() - began)
                 assert sorted(took)[2] <= 0.2
                 assert peer_id_of("stranger") in caught.value.message
-                assert "net.allow" in caught.value.message
+                assert "no member of its fleet" in caught.value.message
             assert server.ups == []
             assert server.node._gate.counts["inbound"] == 5
             (refusal,) = server.node._gate.refusals()

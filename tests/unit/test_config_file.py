@@ -24,6 +24,7 @@ OTHER_KEY = Identity.from_seed(b"\2" * 32).peer_id
 WHOLE = f"""\
 name: jetson-1
 state_dir: state
+labels: {{site: berlin, role: pos}}
 seed_file: ~/seed
 net:
   listen: [/ip4/0.0.0.0/tcp/4210, /ip6/::/tcp/0]
@@ -31,10 +32,6 @@ net:
   peers:
     - /ip4/10.0.0.7/tcp/4210/p2p/{KEY}
     - /dns4/pos-1.shop.example/tcp/4210/p2p/{OTHER_KEY}
-  allow:
-    - key: {KEY}
-      name: pos-1
-    - {{key: {OTHER_KEY}}}
 http:
   listen: 0.0.0.0:8420
   api_key_file: keys
@@ -74,7 +71,7 @@ def test_a_whole_file_is_read(tmp_path: Path) -> None:
     config = read(WHOLE, tmp_path)
     assert config.name == "jetson-1"
     assert config.net.peers[0].endswith(KEY)
-    assert [(entry.key, entry.name) for entry in config.net.allow] == [(KEY, "pos-1"), (OTHER_KEY, "")]
+    assert config.labels == {"site": "berlin", "role": "pos"}
     assert config.engine.preload is False
     assert (config.timeouts.connect, config.timeouts.inter_token, config.timeouts.total) == (1.0, 2.5, 600.0)
     assert config.log.format == "json"
@@ -103,7 +100,7 @@ def test_a_name_is_all_that_a_file_needs(tmp_path: Path) -> None:
 
 
 def test_a_key_with_nothing_behind_it_counts_as_not_given(tmp_path: Path) -> None:
-    text = "name: a\nmodels:\n  # - path: a.gguf\nnet:\n  peers:\n  allow:\nhttp:\n  api_key_file:\nlog:\n"
+    text = "name: a\nmodels:\n  # - path: a.gguf\nnet:\n  peers:\nhttp:\n  api_key_file:\nlog:\n"
     assert read(text, tmp_path) == Config(name="a")
     assert "did you mean 'listen'" in problems("name: a\nhttp:\n  lisen:\n", tmp_path)[0]
     assert problems("name: a\nmodels:\n  - path:\n", tmp_path) == ["shoal.yaml:3: models[0].path is missing"]
@@ -115,11 +112,10 @@ def test_a_key_with_nothing_behind_it_counts_as_not_given(tmp_path: Path) -> Non
         ("name: a\nhttp:\n  lisen: x\n", "shoal.yaml:3: unknown key 'lisen' in http; did you mean 'listen'?"),
         ("nmae: a\nname: a\n", "shoal.yaml:1: unknown key 'nmae'; did you mean 'name'?"),
         ("name: a\n\nNET: {}\n", "shoal.yaml:3: unknown key 'NET'; did you mean 'net'?"),
-        ("name: a\nnet:\n  allow:\n    - key: " + KEY + "\n      nam: b\n",
-         "shoal.yaml:5: unknown key 'nam' in net.allow[0]; did you mean 'name'?"),
+        ("name: a\nmodels:\n  - path: a\n    nam: b\n", "shoal.yaml:4: unknown key 'nam' in models[0]; did you mean 'name'?"),
         ("name: a\nmodels:\n  - {path: a, qqq: 1}\n", "shoal.yaml:3: unknown key 'qqq' in models[0]; valid keys: path, name"),
         ("name: a\nzzz: 1\n",
-         "shoal.yaml:2: unknown key 'zzz'; valid keys: name, state_dir, seed_file, net, http, models, engine, timeouts, log"),
+         "shoal.yaml:2: unknown key 'zzz'; valid keys: name, state_dir, seed_file, labels, net, http, models, engine, timeouts, log"),
     ],
 )  # fmt: skip
 def test_b25_an_unknown_key_is_refused_with_its_line_and_the_nearest_valid_key(
@@ -192,12 +188,10 @@ def test_a_peer_that_cannot_be_dialled_is_refused(peer: str, tmp_path: Path) -> 
     assert "shoal id" in found
 
 
-def test_a_key_that_is_no_peer_id_is_refused_where_it_stands(tmp_path: Path) -> None:
-    (found,) = problems(
-        f"name: a\nnet:\n  allow:\n    - key: {KEY}\n    - name: b\n      key: {KEY[:-2]}zz\n", tmp_path
-    )
-    assert found.startswith(f"shoal.yaml:6: net.allow[1].key: '{KEY[:-2]}zz': ")
-    assert "shoal id" in found
+@pytest.mark.parametrize("labels", ["{si te: a}", "{site: ''}", "{site: a b}", "[site]", "{site: " + "x" * 64 + "}"])
+def test_a_label_that_no_document_could_hold_is_refused(labels: str, tmp_path: Path) -> None:
+    (found,) = problems(f"name: a\nlabels: {labels}\n", tmp_path)
+    assert found.startswith("shoal.yaml:2: labels")
 
 
 @pytest.mark.parametrize(
@@ -241,8 +235,8 @@ timeouts:
   conect: 5
   total: -1
 net:
-  allow:
-    - key: nobody
+  listen:
+    - nowhere
   peers: [x]
 name: {"a" * 70}
 """

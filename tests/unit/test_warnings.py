@@ -8,6 +8,7 @@ import pytest
 
 from agent.observe.warnings import (
     QUIET_DOWN,
+    DocumentFacts,
     Facts,
     KnockFact,
     ModelFact,
@@ -27,11 +28,16 @@ WELL = Facts(
     models=(ModelFact("smol", "loaded", None),),
     peers=(PeerFact(JETSON, "jetson-1", "connected", "", None, "1.2.0"),),
     memory_free=0.5,
+    document=DocumentFacts("shops"),
 )
 
 
 def peer(**changes: object) -> Facts:
     return replace(WELL, peers=(replace(WELL.peers[0], **changes),))  # type: ignore[arg-type]
+
+
+def document(**changes: object) -> Facts:
+    return replace(WELL, document=replace(WELL.document, **changes))  # type: ignore[arg-type,type-var]
 
 
 def test_a_box_that_is_well_has_no_warnings() -> None:
@@ -43,16 +49,25 @@ UNWELL = [
      ["smol", "the file is truncated"]),
     ("engine_missing", "error", replace(WELL, engine_installed=False), ["smol", "pip install 'shoal[engine]'"]),
     ("refused_by_peer", "error", peer(state="refused", down_for=5.0, version=None),
-     ["jetson-1", ME, f"on jetson-1, add to net.allow:  - key: {ME}"]),
-    ("peer_not_allowed", "error", peer(state="denied", down_for=5.0, version=None), [f"- key: {JETSON}"]),
+     ["jetson-1", ME, f"shoal firewall explain {ME}"]),
+    ("peer_not_allowed", "error", peer(state="denied", down_for=5.0, version=None),
+     [f"shoal firewall explain {JETSON}"]),
     ("peer_unreachable", "warning",
      peer(state="unreachable", down_for=QUIET_DOWN + 12, last_error="connection refused", version=None),
      ["jetson-1", f"{QUIET_DOWN + 12:.0f} s", "connection refused"]),
     ("peer_unreachable", "warning", peer(state="connecting", down_for=QUIET_DOWN + 1, version=None), ["no answer yet"]),
     ("unknown_key_knocks", "warning", replace(WELL, knocks=(KnockFact(STRANGER, "10.0.0.9", 7),)),
-     [STRANGER, "10.0.0.9", "7 times", f"net.allow:  - key: {STRANGER}"]),
+     [STRANGER, "10.0.0.9", "7 times", "shoal invite", f"shoal firewall allow {STRANGER}"]),
     ("no_way_to_find_peers", "warning", replace(WELL, targets=(), peers=(), mdns=False), ["net.peers", "net.mdns"]),
-    ("nobody_allowed", "warning", replace(WELL, allowed=()), ["net.allow", "shoal id"]),
+    ("no_fleet", "warning", replace(WELL, document=None), ["shoal join", "shoal fleet init"]),
+    ("alone_in_fleet", "info", replace(WELL, allowed=()), ["shops", "shoal invite"]),
+    ("not_admitted", "error", document(admitted=False, standing="revoked"),
+     ["revoked", f"shoal firewall explain {ME}"]),
+    ("document_unsaved", "error", document(unsaved=True), ["disk"]),
+    ("identity_cloned", "error", document(clones=2), ["2 times", "identity.seed"]),
+    ("admin_forked", "error", document(forked_admins=(STRANGER,)), [STRANGER, "revoke"]),
+    ("setting_conflict", "warning", document(conflicts=("place/a",)), ["place/a", "shoal history"]),
+    ("contested_invite", "warning", document(contested_invites=("ab12",)), ["ab12", "revoke"]),
     ("own_key_configured", "warning", replace(WELL, allowed=(JETSON, ME)), ["copied"]),
     ("own_key_configured", "warning", replace(WELL, targets=(JETSON, ME)), ["copied"]),
     ("low_memory", "warning", replace(WELL, memory_free=0.09), ["9%"]),

@@ -1,0 +1,100 @@
+"""The fleet document of a box whose agent does not run: read and written straight on its disk, by the same rules."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from agent.errors import ConfigError
+from fleet.document.op import Op, read_op, signature_holds
+from fleet.document.opset import OpSet
+from fleet.document.store import OpStore
+from fleet.errors import RefusedOpError
+from fleet.identity.genesis import Genesis
+
+#: Below the state folder.
+FOLDER: Final = "fleet"
+
+#: What became of one op: its state (new, held, refused) and, where it was refused, the reason's code.
+Result = tuple[str, str]
+
+
+@contextmanager
+def locked_state_dir(state_dir: Path) -> Iterator[None]:
+    """Make the state folder (0700) and hold its lock: two processes that write as one box would contradict each other.
+
+    Raises ConfigError while another process holds it.
+    """
+    state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    state_dir.chmod(0o700)
+    lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"another agent is using {state_dir}; stop it, or give this one its own state_dir"
+            ) from None
+        yield
+    finally:
+        os.close(lock)
+
+
+def read_document(state_dir: Path) -> tuple[Genesis | None, list[Op]]:
+    """The genesis and every op on disk; works beside a running agent. Raises StoreError."""
+    store = OpStore(state_dir / FOLDER)
+    genesis = store.genesis()
+    if genesis is None:
+        return None, []
+    return genesis, store.peek()
+
+
+def offer_to_disk(state_dir: Path, genesis: Genesis | None, raws: Sequence[bytes]) -> list[Result]:
+    """Take ops in while no agent runs; with a genesis, make a box without a fleet part of it.
+
+    Returns what became of each, in order. Raises ConfigError while an agent runs, StoreError, and RefusedOpError
+    where the box belongs to no fleet and none is given.
+    """
+    with locked_state_dir(state_dir):
+        store = OpStore(state_dir / FOLDER)
+        known = store.genesis()
+        if genesis is None and known is None:
+            raise RefusedOpError("no_fleet", "this box belongs to no fleet yet; see `shoal fleet init`, `shoal join`")
+        if genesis is not None and known is not None:
+            store.found(genesis)  # refuses another fleet, in words
+        own = known or genesis
+        if own is None:
+            raise AssertionError("one of the two was given")
+        try:
+            ops = OpSet(own)
+            ops.restore(store.open().ops)
+            results, added, dropped = _admit(ops, raws)
+            store.commit(added, dropped)
+            store.found(own)
+        finally:
+            store.close()
+    return results
+
+
+def _admit(ops: OpSet, raws: Sequence[bytes]) -> tuple[list[Result], list[Op], list[Op]]:
+    results: list[Result] = []
+    added: dict[bytes, Op] = {}
+    dropped: list[Op] = []
+    for raw in raws:
+        try:
+            op = read_op(raw)
+            if op.id not in ops and not signature_holds(op):
+                raise RefusedOpError("signature", "the op was not signed by its author")
+            admitted = ops.admit(op)
+        except RefusedOpError as error:
+            results.append(("refused", error.reason))
+            continue
+        results.append(("new" if admitted.new else "held", ""))
+        if admitted.new:
+            added[op.id] = op
+            dropped += [old for old in admitted.dropped if added.pop(old.id, None) is None]
+    return results, list(added.values()), dropped

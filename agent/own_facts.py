@@ -1,0 +1,208 @@
+"""What this box says of itself in the fleet document: hardware, addresses, models, rates, what it consumed."""
+
+from __future__ import annotations
+
+import platform
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+import psutil
+import structlog
+import trio
+
+from agent.config import Config
+from agent.engine.pool import HeldModel
+from agent.membership import Membership
+from agent.version import VERSION
+from fleet import cbor
+from fleet.document.facts import Node, Used
+from fleet.document.replica import Change, Draft, Replica
+from fleet.errors import FleetError
+from fleet.identity.keys import public_key_from_peer_id
+
+#: Changes that follow one another faster than this are written together (seconds).
+_COALESCE: Final = 0.5
+#: What was consumed changes with every job; it is written at most this often (seconds).
+USED_INTERVAL: Final = 30.0
+#: A measured rate is written again when it has moved by this share.
+_RATE_STEP: Final = 0.1
+#: How long a box that has neighbours waits to learn from one how far it had come, before it writes (seconds).
+_LEARN_LIMIT: Final = 5.0
+#: Peers whose accounts are kept; beyond, the smallest are no longer written.
+_MAX_ACCOUNTS: Final = 128
+
+log = structlog.get_logger("shoal.facts")
+
+
+@dataclass
+class Accounts:
+    """What this box consumed from others since it joined, by public key."""
+
+    by_peer: dict[bytes, Used]
+    on_change: Callable[[], None]
+
+    def note(self, peer_id: str, *, tokens: int, failed: bool) -> None:
+        """One job that a peer ran for this box, or failed to."""
+        try:
+            key = public_key_from_peer_id(peer_id)
+        except FleetError:
+            return
+        known = self.by_peer.get(key) or Used(key)
+        self.by_peer[key] = replace(
+            known,
+            jobs=known.jobs + (not failed),
+            tokens=known.tokens + tokens,
+            failures=known.failures + failed,
+        )
+        self.on_change()
+
+
+class OwnFacts:
+    """Keeps this box's facts in the document as they are; nothing polls, it is told."""
+
+    def __init__(
+        self,
+        config: Config,
+        membership: Membership,
+        *,
+        addrs: Callable[[], tuple[str, ...]],
+        models: Callable[[], tuple[HeldModel, ...]],
+        learnt: trio.Event,
+    ) -> None:
+        self._config = config
+        self._membership = membership
+        self._addrs = addrs
+        self._models = models
+        self._learnt = learnt
+        self._instance = secrets.token_hex(8)
+        self._wake = trio.Event()
+        self._used_written = -USED_INTERVAL
+        self.accounts = Accounts({}, self._used_changed)
+        self.clones = 0
+
+    def note_change(self) -> None:
+        """Something about this box may have changed."""
+        self._wake.set()
+
+    def _used_changed(self) -> None:
+        if trio.current_time() - self._used_written >= USED_INTERVAL:
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Write what changed, soon after it changed, until cancelled."""
+        replica = await self._membership.wait_belongs()
+        with trio.move_on_after(_LEARN_LIMIT):
+            await self._learnt.wait()
+        self._take_up(replica)
+        self._membership.subscribe(self._watch)
+        while True:
+            self._wake = trio.Event()
+            await self.flush()
+            with trio.move_on_after(USED_INTERVAL):
+                await self._wake.wait()
+            await trio.sleep(_COALESCE)
+
+    async def flush(self) -> None:
+        """Write what differs from what the document says; a disk that does not take it is tried again later."""
+        replica = self._membership.replica
+        if replica is None or not self._is_member(replica):
+            return
+        drafts = [Draft("node", path, body) for path, body in self._due(replica).items()]
+        if not drafts:
+            return
+        try:
+            await replica.write_all(self._membership.identity, drafts)
+        except FleetError as error:
+            log.warning("facts.unwritten", reason=error.message)
+
+    def _is_member(self, replica: Replica) -> bool:
+        return self._membership.identity.public_key in replica.governance.authority.members
+
+    def _take_up(self, replica: Replica) -> None:
+        """Go on counting from what was written in an earlier life of this process."""
+        box = replica.view.box(self._membership.identity.public_key)
+        for used in box.used:
+            fresh = self.accounts.by_peer.get(used.peer) or Used(used.peer)
+            self.accounts.by_peer[used.peer] = Used(
+                used.peer, used.jobs + fresh.jobs, used.tokens + fresh.tokens, used.failures + fresh.failures
+            )
+
+    def _watch(self, change: Change) -> None:
+        """Ops of this box's own key that it did not write: a restored backup, or a second box with the key."""
+        own = self._membership.identity.public_key
+        for op in change.added:
+            if op.author == own and op.kind == "node" and op.path == "node":
+                value = cbor.decode(op.body)
+                if isinstance(value, dict) and value.get("instance") not in (self._instance, None):
+                    self.clones += 1
+                    log.error(
+                        "identity.cloned",
+                        instance=str(value.get("instance"))[:64],
+                        remedy="another live box has this box's key; give one of them an identity of its own",
+                    )
+        if change.governance or any(op.author == own for op in change.added):
+            self._wake.set()
+
+    def _due(self, replica: Replica) -> Mapping[str, object]:
+        """The facts that are to be written, by path; None takes one back."""
+        facts = replica.facts_of(self._membership.identity.public_key)
+        wanted = self._wanted(replica)
+        due: dict[str, object] = {
+            path: body for path, body in wanted.items() if path not in facts or facts[path].body != cbor.encode(body)
+        }
+        nothing = cbor.encode(None)
+        for path, op in facts.items():
+            if path not in wanted and op.body != nothing and not path.startswith("used/"):
+                due[path] = None
+        now = trio.current_time()
+        if now - self._used_written < USED_INTERVAL:
+            due = {path: body for path, body in due.items() if not path.startswith("used/")}
+        elif any(path.startswith("used/") for path in due):
+            self._used_written = now
+        return due
+
+    def _wanted(self, replica: Replica) -> dict[str, object]:
+        wanted: dict[str, object] = {"node": self._node().body(), "addr": list(self._addrs()[:16])}
+        published = replica.facts_of(self._membership.identity.public_key)
+        for held in self._models():
+            if not held.hash:
+                continue
+            wanted[f"hold/{held.hash}"] = {"name": held.name, "size": held.size_bytes, "complete": 1.0}
+            if held.decode_rate is not None:
+                path = f"perf/{held.hash}"
+                wanted[path] = {"decode": _round(held.decode_rate), "prefill": _round(held.prefill_rate or 0.0)}
+                if path in published and _is_near(cbor.decode(published[path].body), wanted[path]):
+                    wanted[path] = cbor.decode(published[path].body)
+        largest = sorted(self.accounts.by_peer.values(), key=lambda used: (-used.tokens, used.peer))
+        for used in largest[:_MAX_ACCOUNTS]:
+            body = {"jobs": used.jobs, "tokens": used.tokens, "failures": used.failures}
+            wanted[f"used/{used.peer.hex()}"] = body
+        return wanted
+
+    def _node(self) -> Node:
+        return Node(
+            name=self._config.name,
+            version=VERSION,
+            labels=tuple(sorted(self._config.labels.items())),
+            arch=platform.machine(),
+            cpus=psutil.cpu_count() or 0,
+            memory=psutil.virtual_memory().total,
+            disk=psutil.disk_usage(str(self._config.state_dir)).total,
+            instance=self._instance,
+        )
+
+
+def _round(rate: float) -> float:
+    return float(f"{rate:.3g}")
+
+
+def _is_near(old: object, new: object) -> bool:
+    """Whether every rate has moved by less than a tenth: measurements wander, and each write goes to every box."""
+    if not isinstance(old, dict) or not isinstance(new, dict) or set(old) != set(new):
+        return False
+    return all(
+        isinstance(old[key], int | float) and abs(old[key] - new[key]) <= _RATE_STEP * max(abs(old[key]), 1e-9)
+        for key in new
+    )

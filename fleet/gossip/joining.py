@@ -1,0 +1,181 @@
+"""How a new box gets in: it knocks with its invite's secret, a member vouches for it, and it carries the fleet home.
+
+Two calls on a link that may do nothing else: `join.ask` (who I am, and the proof that I hold the token) is answered
+with the member's countersignature, after every governing op of the fleet has been streamed; `join.done` delivers the
+join op that the new box signed, and is answered once it is on the member's disk.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import structlog
+
+from fleet.document import bodies
+from fleet.document.clock import HybridClock
+from fleet.document.invites import Offer, Token
+from fleet.document.op import MAX_OP, Op, write_op
+from fleet.document.replica import Replica
+from fleet.errors import DeniedError, FleetError, MessageError, RefusedOpError
+from fleet.identity.keys import Identity, public_key_from_peer_id
+from fleet.net.rpc import IncomingCall, Router
+
+METHOD_ASK: Final = "join.ask"
+METHOD_DONE: Final = "join.done"
+#: The only thing an invite's secret may do here.
+SCOPE_JOIN: Final = "join"
+#: Bytes of ops in one message.
+_CHUNK: Final = 256 * 1024
+#: What a new box takes from the member it knocks at: 100,000 governing ops of 1 KiB.
+_MAX_GOVERNING: Final = 100 * 1024 * 1024
+
+#: How long a box that was vouched for has to deliver its join.
+_PROMISE_MS: Final = 60_000
+
+log = structlog.get_logger("shoal.joining")
+
+#: `call(method, body, on_event)` on a link to one member.
+Call = Callable[[str, Mapping[str, object], Callable[[object], Awaitable[None]]], Awaitable[object]]
+
+
+def offer_of(replica: Replica, peer_id: str) -> Offer | None:
+    """The invite whose secret a peer knocks with, unless it has expired."""
+    try:
+        offer = replica.governance.offers.get(public_key_from_peer_id(peer_id))
+    except FleetError:
+        return None
+    return offer if offer is not None and _now_ms() <= offer.terms.expires else None
+
+
+class Doorkeeper:
+    """A member's side: lets new boxes in, with the member's own key."""
+
+    def __init__(self, replica: Replica, identity: Identity) -> None:
+        self._replica = replica
+        self._identity = identity
+        self._clock = HybridClock()
+        #: Claims that were countersigned and not delivered yet, and until when (ms) each keeps its use of the invite.
+        self._promised: dict[tuple[str, bytes], int] = {}
+
+    def offer_methods(self, router: Router) -> None:
+        """Answer the two calls."""
+        router.add(METHOD_ASK, SCOPE_JOIN, self.ask)
+        router.add(METHOD_DONE, SCOPE_JOIN, self.done)
+
+    async def ask(self, call: IncomingCall) -> Mapping[str, object]:
+        """Check a claim, send the governing ops, and countersign.
+
+        Raises DeniedError with why: expired, used up, bound to another box, or this box itself cannot vouch.
+        """
+        offer = offer_of(self._replica, call.peer_id)
+        if offer is None:
+            raise DeniedError("the invite has expired; ask an admin for a new one")
+        body = call.body
+        joiner, proof = (body.get("key"), body.get("proof")) if isinstance(body, dict) else (None, None)
+        if not (type(joiner) is bytes and len(joiner) == 32 and type(proof) is bytes and len(proof) == 64):
+            raise MessageError("join.ask takes a key of 32 bytes and a proof of 64")
+        terms, fleet = offer.terms, self._replica.fleet_id
+        now = _now_ms()
+        self._promised = {claim: until for claim, until in self._promised.items() if until > now}
+        promised = {key for invite_id, key in self._promised if invite_id == offer.invite_id and key != joiner}
+        refusal = replace(offer, used_by=offer.used_by | promised).refusal(joiner, now)
+        if refusal is not None:
+            raise DeniedError(f"{refusal}; ask an admin for a new one")
+        if not bodies.proof_holds(terms.key, proof, fleet, offer.invite_id, joiner):
+            raise DeniedError("the proof does not show the invite's secret")
+        standing = self._replica.view.standing(joiner)
+        if standing.reason in ("revoked", "denied by the firewall"):
+            raise DeniedError(f"this box's key is {standing.reason}; make a new identity, or ask an admin")
+        own = self._replica.governance.authority
+        if self._identity.public_key not in own.members or self._identity.public_key in own.revoked:
+            raise DeniedError("this box is no member itself and cannot let anybody in; knock at another")
+        self._promised[offer.invite_id, joiner] = now + _PROMISE_MS
+        await self._send_governing(call)
+        for op in self._replica.ops.governing_ops():
+            self._clock.observe(op.hlc, _now_ms())
+        hlc = self._clock.tick(_now_ms())
+        join = bodies.vouch(self._identity, fleet, offer.invite_id, joiner, terms.key, proof, hlc)
+        log.info("join.vouched", invite=offer.invite_id, joiner=joiner.hex())
+        return {"by": join.by, "hlc": join.hlc, "sig": join.sig}
+
+    async def _send_governing(self, call: IncomingCall) -> None:
+        chunk: list[bytes] = []
+        size = 0
+        # Certificates first: what rests on them is then accepted at once.
+        for op in sorted(self._replica.ops.governing_ops(), key=lambda op: (op.kind != "cert", op.hlc)):
+            if size + len(op.raw) > _CHUNK:
+                await call.send({"ops": chunk})
+                chunk, size = [], 0
+            chunk.append(op.raw)
+            size += len(op.raw)
+        await call.send({"ops": chunk})
+
+    async def done(self, call: IncomingCall) -> Mapping[str, object]:
+        """Take the join op in; raises DeniedError where it is not one that this invite allows."""
+        body = call.body
+        raw = body.get("op") if isinstance(body, dict) else None
+        if type(raw) is not bytes or len(raw) > MAX_OP:
+            raise MessageError("join.done takes an op")
+        (outcome,) = await self._replica.offer([raw])
+        if outcome.state == "refused":
+            raise DeniedError(f"the join was not accepted ({outcome.reason})", details={"reason": outcome.reason})
+        op = self._replica.ops.get(outcome.op_id) if outcome.op_id else None
+        lost = op is not None and op in self._replica.governance.authority.surplus_joins
+        return {"lost": lost}
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """What a new box brings home: its own join op, and the governing ops of the fleet, not checked yet."""
+
+    join: Op
+    ops: Sequence[bytes]
+
+
+async def join(token: Token, identity: Identity, call: Call) -> Welcome:
+    """Get in with a token over a link that was opened with its secret.
+
+    Raises RemoteError with the member's reason, RefusedOpError when the member's countersignature does not hold, and
+    PeerUnreachableError when the link breaks; then the same token can be used again, here or at another member.
+    """
+    ops: list[bytes] = []
+    size = 0
+
+    async def take(event: object) -> None:
+        nonlocal size
+        chunk = event.get("ops") if isinstance(event, dict) else None
+        if not isinstance(chunk, list) or not all(type(raw) is bytes and len(raw) <= MAX_OP for raw in chunk):
+            raise MessageError("the member sent something that is no list of ops")
+        size += sum(map(len, chunk))
+        if size > _MAX_GOVERNING:
+            raise MessageError(f"the member sent more than {_MAX_GOVERNING} bytes of ops")
+        ops.extend(chunk)
+
+    fleet, key = token.genesis.fleet_id, token.secret.public_key
+    proof = bodies.prove_invite(token.secret, fleet, token.invite_id, identity.public_key)
+    answer = await call(METHOD_ASK, {"key": identity.public_key, "proof": proof}, take)
+    try:
+        if not isinstance(answer, dict):
+            raise TypeError
+        claim = bodies.Join(key, proof, answer["by"], answer["hlc"], answer["sig"])
+        hlc = claim.hlc + 1
+        op = write_op(identity, fleet, seq=1, hlc=hlc, kind="join", path=token.invite_id, body=claim.body())
+        if not bodies.join_is_vouched_for(op, bodies.read_join(op.body)):
+            raise RefusedOpError("signature", "the member's countersignature does not hold")
+    except (KeyError, TypeError, ValueError):
+        raise MessageError("the member's answer is malformed") from None
+
+    async def nothing(event: object) -> None:
+        """`join.done` has no events."""
+
+    settled = await call(METHOD_DONE, {"op": op.raw}, nothing)
+    if isinstance(settled, dict) and settled.get("lost") is True:
+        raise RefusedOpError("used_up", "another box has claimed the invite first; ask an admin for a new one")
+    return Welcome(op, ops)
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
