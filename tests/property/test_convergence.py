@@ -57,7 +57,7 @@ def agree(world: World) -> View:
     return views[0]
 
 
-@budget(220)
+@budget(500)
 @given(moves(MOVES), st.integers(2, 6))
 def test_all_boxes_agree_on_what_the_rules_say(made: list[Move], replicas: int) -> None:
     world = World(replicas)

@@ -42,13 +42,13 @@ MOVES: Final = {
     "fact": 14,
     "firewall": 10,
     "setting": 8,
-    "promote": 3,
+    "promote": 6,
     "member": 3,
-    "revoke": 4,
+    "revoke": 3,
     "recover": 2,
-    "invite": 3,
-    "join": 6,
-    "fork": 4,
+    "invite": 5,
+    "join": 12,
+    "fork": 2,
     "lie": 10,
     "forge": 6,
     "gossip": 16,
@@ -149,7 +149,7 @@ class World:
     def _invite(self, rng: random.Random, home: int) -> None:
         invite = rng.choice(INVITES)
         bound = pk(rng.choice(JOINERS)) if rng.random() < 0.2 else None
-        body = {"key": pk("token " + invite), "uses": rng.randrange(3), "expires": 0, "for": bound, "labels": {}}
+        body = {"key": pk("token " + invite), "uses": rng.choice((0, 1, 2, 3, 3, 3)), "expires": 0, "for": bound, "labels": {}}
         self._govern(rng, home, "cfg", f"invite/{invite}", body)
 
     def _join(self, rng: random.Random, home: int) -> None:
