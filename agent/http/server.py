@@ -20,6 +20,7 @@ from agent.errors import ConfigError
 from agent.http.auth import Gate, is_loopback, read_keys
 from agent.http.connections import ClientStream, Connections
 from agent.http.document_api import DocumentApi
+from agent.http.document_socket import MAX_MESSAGE, DocumentSocket
 from agent.http.errors import MethodNotAllowedError, NotFoundError, internal, problem_of
 from agent.http.exchange import ClientGoneError, Exchange, Receive, Scope, Send
 from agent.http.fleet_api import FleetApi
@@ -55,7 +56,7 @@ class _Endpoint:
 class App:
     """The ASGI application: gate, then router; every error leaves as JSON of one shape."""
 
-    def __init__(self, services: Services, keys: tuple[bytes, ...]) -> None:
+    def __init__(self, services: Services, keys: tuple[bytes, ...], socket: DocumentSocket | None = None) -> None:
         openai, fleet = OpenAIApi(services), FleetApi(services)
         document = DocumentApi(services)
         table: dict[str, tuple[str, Handler]] = {
@@ -68,10 +69,12 @@ class App:
             "/v1/fleet/boxes": ("GET", document.boxes),
             "/v1/fleet/document/ops": ("GET", document.export),
             "/v1/fleet/document/offer": ("POST", document.offer),
+            "/v1/fleet/join": ("POST", document.join),
             "/healthz": ("GET", fleet.healthz),
             "/readyz": ("GET", fleet.readyz),
         }
         self._gate = Gate(keys)
+        self._socket = socket or DocumentSocket(lambda: None)
         self._paths = list(table)
         self._router = Router(
             [Route(path, _Endpoint(handler), methods=[method]) for path, (method, handler) in table.items()],
@@ -80,8 +83,8 @@ class App:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; never raises but to pass on a cancellation."""
-        if scope["type"] != "http":
-            await send({"type": "websocket.close", "code": 1008})
+        if scope["type"] == "websocket":
+            await self._socket.serve(scope, receive, send, self._gate)
             return
         exchange = Exchange(scope, receive, send)
         exchange.headers.append(("x-request-id", _request_id(exchange.header("x-request-id"))))
@@ -119,10 +122,13 @@ class App:
 async def serve(
     services: Services,
     config: HttpConfig,
+    socket: DocumentSocket | None = None,
     *,
     task_status: TaskStatus[tuple[str, int]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve HTTP until cancelled; `task_status.started` gets the bound (host, port).
+
+    `socket` serves the fleet document to websockets; without one they are refused.
 
     Raises ConfigError where the address cannot be used, or is not loopback and no key file is set. On cancel every
     connection is closed at once: letting running jobs finish first is the caller's.
@@ -139,7 +145,8 @@ async def serve(
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError(f"cannot listen on http.listen {config.listen}: {reason}; free it or change it") from None
-    serving = partial(_serve_connection, ASGIWrapper(App(services, keys)), _hypercorn_config(), WorkerContext(None))
+    app = ASGIWrapper(App(services, keys, socket))
+    serving = partial(_serve_connection, app, _hypercorn_config(), WorkerContext(None))
     connections = Connections(serving)
     address = listeners[0].socket.getsockname()
     task_status.started((address[0], address[1]))
@@ -183,6 +190,7 @@ def _hypercorn_config() -> HypercornConfig:
     config.keep_alive_timeout = IDLE_TIMEOUT
     config.h11_max_incomplete_size = MAX_HEAD
     config.h2_max_header_list_size = MAX_HEAD
+    config.websocket_max_message_size = MAX_MESSAGE
     config.h2_max_concurrent_streams = 16
     config.include_server_header = False
     return config
