@@ -26,6 +26,8 @@ NOTIFY_PRESENCE: Final = "presence"
 PeerIdText = Annotated[str, Field(min_length=1, max_length=128)]
 ModelName = Annotated[str, Field(min_length=1, max_length=MAX_MODEL_NAME)]
 ModelHash = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+#: Past 64 bits a number is no longer CBOR, and past 4,300 digits no longer JSON.
+Count = Annotated[int, Field(ge=0, le=1 << 53)]
 JobId = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._:-]+$")]
 
 
@@ -117,7 +119,7 @@ class Started(_Wire):
     type: Literal["started"] = "started"
     model: ModelName
     hash: ModelHash
-    prompt_tokens: int = Field(ge=0)
+    prompt_tokens: Count
 
 
 class Delta(_Wire):
@@ -125,7 +127,7 @@ class Delta(_Wire):
 
     type: Literal["delta"] = "delta"
     text: str = Field(max_length=64 * 1024)
-    tokens: int = Field(default=1, ge=0)
+    tokens: Count = 1
 
 
 class Finished(_Wire):
@@ -133,8 +135,8 @@ class Finished(_Wire):
 
     type: Literal["finished"] = "finished"
     reason: Literal["stop", "length"]
-    prompt_tokens: int = Field(ge=0)
-    completion_tokens: int = Field(ge=0)
+    prompt_tokens: Count
+    completion_tokens: Count
     prefill_ms: float = Field(ge=0, allow_inf_nan=False)
     decode_ms: float = Field(ge=0, allow_inf_nan=False)
 
