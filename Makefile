@@ -1,7 +1,7 @@
 # Shoal's commands. `make` alone prints them.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types contracts check bench clean distclean
+.PHONY: help demo test lint types contracts check sim bench clean distclean
 
 # Keep CPython the only thing chosen from outside: make PYTHON=python3.12 test
 export PYTHON
@@ -36,6 +36,10 @@ contracts: ## which room may import which (import-linter)
 	$(BIN)/lint-imports
 
 check: lint types contracts test ## lint, types, contracts and tests
+
+sim: ## how news spread through 1,000 and 10,000 simulated boxes (ARGS="--seed 7 --boxes 300")
+	@$(DEV)
+	$(BIN)/python -m tests.sim.fleet_sim $(ARGS)
 
 bench: ## paired measurements, as ratios; writes build/bench/NAME.json
 	@$(DEV)
