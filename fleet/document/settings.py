@@ -32,7 +32,8 @@ def live_ops(authority: Authority, ops: Iterable[Op]) -> dict[tuple[str, str], l
 
     An op is superseded only by one of its own kind and path. A deny counts also from a forked branch.
     """
-    candidates = [op for op in ops if op.kind in ("fw", "cfg") and op.author in authority.rank]
+    # Sorted, so that what is made of them is the same to the last detail on every box.
+    candidates = sorted((op for op in ops if op.kind in ("fw", "cfg") and op.author in authority.rank), key=_id)
     superseded = {(op.kind, op.path, old) for op in candidates if op.sup and authority.counts(op) for old in op.sup}
     live: dict[tuple[str, str], list[Op]] = {}
     for op in candidates:
@@ -48,6 +49,10 @@ def settle(ops: Iterable[Op]) -> Setting:
     ordered = sorted(ops, key=lambda op: (op.hlc, op.author, op.id), reverse=True)
     winner = ordered[0]
     return Setting(winner, tuple(op for op in ordered[1:] if op.body != winner.body))
+
+
+def _id(op: Op) -> bytes:
+    return op.id
 
 
 def _denies(op: Op) -> bool:

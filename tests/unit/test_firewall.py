@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -179,3 +180,12 @@ def test_of_two_policies_at_once_the_later_holds_and_both_are_shown() -> None:
     view = fleet.view()
     assert not view.standing(pk("m1")).admitted
     assert view.conflicts["policy/firewall"].rivals == (open_,)
+
+
+def test_a_standing_is_the_same_to_the_last_op_whatever_came_first() -> None:
+    fleet = Fleet()
+    fleet.cert("a1", "m1")
+    for name in ("a1", "a2", "a3"):
+        fleet.deny(name, "m1")
+    standings = {fleet.view(ops).standing(pk("m1")) for ops in itertools.permutations(fleet.ops)}
+    assert len(standings) == 1
