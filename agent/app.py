@@ -19,8 +19,9 @@ from agent.http.server import serve
 from agent.jobs.active import ActiveJobs
 from agent.jobs.lend import Lender
 from agent.jobs.run import JobRunner
+from agent.joining import Joining, find_token
 from agent.links import keep_links
-from agent.membership import Membership, find_token
+from agent.membership import Membership
 from agent.observe.facts import gather
 from agent.observe.warnings import Warning, evaluate
 from agent.own_facts import OwnFacts
@@ -66,7 +67,7 @@ def run_agent(config: Config, identity: Identity) -> int:
 
 
 async def _main(config: Config, identity: Identity) -> None:
-    token = find_token()
+    token = find_token(config.state_dir)
     membership = Membership(config.state_dir, identity)
     membership.open()
     active = ActiveJobs()
@@ -94,6 +95,7 @@ async def _main(config: Config, identity: Identity) -> None:
 
     own_facts = OwnFacts(config, membership, addrs=node.addrs, models=pool.models, learnt=gossiping.learnt)
     view.on_own_change = own_facts.note_change
+    view.on_used = own_facts.accounts.note
 
     def warnings() -> Sequence[Warning]:
         return evaluate(
@@ -107,6 +109,7 @@ async def _main(config: Config, identity: Identity) -> None:
 
     membership.subscribe(document_changed)
 
+    joining = Joining(membership, view.hello, config.timeouts.connect, node.keep)
     services = AgentServices(
         config,
         view=view,
@@ -117,6 +120,7 @@ async def _main(config: Config, identity: Identity) -> None:
         gate=gate,
         router=router,
         membership=membership,
+        joining=joining,
         warnings=warnings,
     )
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -128,8 +132,9 @@ async def _main(config: Config, identity: Identity) -> None:
             nursery.start_soon(keep_links, membership, node)
             nursery.start_soon(gossiping.run)
             nursery.start_soon(_take_part, membership, router)
+            nursery.start_soon(joining.run)
             if token is not None and membership.replica is None:
-                nursery.start_soon(membership.join_until_in, token, view.hello, config.timeouts.connect)
+                joining.ask(token)
             host, port = await nursery.start(_serve_http, services, config)
             log.info(
                 "agent.ready",

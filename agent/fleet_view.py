@@ -13,12 +13,13 @@ import trio
 from agent.engine.pool import EnginePool, HeldModel
 from agent.jobs.watch import EngineEmit
 from agent.routing.decide import LocalState, PeerState
-from fleet.errors import MessageError, RemoteError
+from fleet.errors import FleetError, MessageError, RemoteError
 from fleet.gossip.presence import INTERVAL, PresenceTable
 from fleet.net.link import Link
 from fleet.net.messages import (
     METHOD_INFER,
     NOTIFY_PRESENCE,
+    Delta,
     Hello,
     InferRequest,
     ModelPresence,
@@ -47,6 +48,8 @@ class FleetView:
         self._documented_name = name_of
         #: Told of every change of what this box holds or how busy it is.
         self.on_own_change: Callable[[], None] = lambda: None
+        #: Told of every job that a peer ran for this box: the peer, the tokens that came, and whether it failed.
+        self.on_used: Callable[[str, int, bool], None] = lambda peer_id, tokens, failed: None
         #: Told of every link that comes up.
         self.on_link_up: Callable[[Link], None] = lambda link: None
         self._draining = draining
@@ -126,16 +129,28 @@ class FleetView:
         if link is None:
             raise RemoteError("peer_unreachable", "not connected", retryable=True)
 
+        tokens = 0
+
         async def on_event(body: object) -> None:
+            nonlocal tokens
             try:
                 event = parse_infer_event(body)
             except MessageError:
                 self.refused["bad_event"] += 1
                 raise
+            if isinstance(event, Delta):
+                tokens += 1
             await emit(event)
 
         sent = request.model_copy(update={"route": (self.peer_id,)})
-        await link.call(METHOD_INFER, sent.model_dump(mode="json", exclude_none=True), on_event)
+        failed = False
+        try:
+            await link.call(METHOD_INFER, sent.model_dump(mode="json", exclude_none=True), on_event)
+        except FleetError:
+            failed = True
+            raise
+        finally:
+            self.on_used(peer_id, tokens, failed)
 
     def name_of(self, peer_id: str) -> str:
         """What people call a box: what it says of itself, else what the document calls it, else its key's end."""

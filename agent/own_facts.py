@@ -43,7 +43,7 @@ class Accounts:
     by_peer: dict[bytes, Used]
     on_change: Callable[[], None]
 
-    def note(self, peer_id: str, *, tokens: int, failed: bool) -> None:
+    def note(self, peer_id: str, tokens: int, failed: bool) -> None:
         """One job that a peer ran for this box, or failed to."""
         try:
             key = public_key_from_peer_id(peer_id)

@@ -9,6 +9,7 @@ import trio
 
 from agent.config import Config
 from agent.engine.pool import EnginePool
+from agent.errors import BadRequestError, ConfigError
 from agent.fleet_facts import Nearby, box_facts, fleet_facts
 from agent.fleet_view import FleetView, unix_time_of
 from agent.http.errors import NotFoundError
@@ -16,11 +17,14 @@ from agent.http.services import Holder, ModelListing, Readiness
 from agent.jobs.active import ActiveJobs
 from agent.jobs.job import Emit, Job
 from agent.jobs.run import JobRunner
+from agent.joining import Joining
 from agent.membership import Membership
 from agent.observe.warnings import Warning
 from agent.version import VERSION
+from fleet.document.invites import read_token
 from fleet.document.op import Op
 from fleet.document.replica import Outcome
+from fleet.errors import DeniedError
 from fleet.identity.genesis import Genesis
 from fleet.net.gate import Gate
 from fleet.net.messages import ModelPresence
@@ -43,6 +47,7 @@ class AgentServices:
         gate: Gate,
         router: Router,
         membership: Membership,
+        joining: Joining,
         warnings: Callable[[], Sequence[Warning]],
     ) -> None:
         self._config = config
@@ -55,6 +60,7 @@ class AgentServices:
         self._router = router
         self._warnings = warnings
         self._membership = membership
+        self._joining = joining
         self._started_at = trio.current_time()
 
     async def run(self, job: Job, emit: Emit) -> None:
@@ -200,6 +206,19 @@ class AgentServices:
         if self._membership.replica is None:
             raise NotFoundError("this box belongs to no fleet yet; see `shoal fleet init` and `shoal join`")
         return await self._membership.replica.offer(ops)
+
+    async def join(self, token_text: str) -> Mapping[str, object]:
+        """Knock once at each of a token's addresses; where nobody answers, the agent goes on by itself."""
+        if self._membership.replica is not None:
+            raise BadRequestError("this box belongs to a fleet already; see `shoal fleet show`")
+        token = read_token(token_text)
+        try:
+            joined = await self._joining.knock(token)
+        except ConfigError as error:
+            raise DeniedError(error.message) from None
+        if not joined:
+            self._joining.ask(token)
+        return {"joined": joined, "fleet": token.genesis.name, "problem": "" if joined else self._joining.problem}
 
 
 def _model_facts(model: ModelPresence) -> dict[str, object]:

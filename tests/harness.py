@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import queue
+import secrets
 import signal
 import socket
 import subprocess
@@ -24,7 +25,9 @@ import nacl.signing
 import pytest
 import yaml
 
+from fleet.document.bodies import FirewallEntry, Invite, Verdict
 from fleet.document.bundle import write_bundle
+from fleet.document.invites import Token, new_invite_id
 from fleet.document.op import Kind, Op, write_op
 from fleet.document.store import OpStore
 from fleet.identity.genesis import Genesis
@@ -86,6 +89,28 @@ class Fleet:
     def certify(self, *peer_ids: str) -> list[Op]:
         """Certificates of membership."""
         return [self.write("cert", public_key_from_peer_id(one).hex(), "member") for one in peer_ids]
+
+    def revoke(self, box: str, keep: int = 0) -> Op:
+        """Shut a key out for good."""
+        return self.write("revoke", public_key_from_peer_id(box).hex(), keep)
+
+    def firewall(self, box: str, verdict: Verdict, *scopes: str, sup: Sequence[bytes] = ()) -> Op:
+        """An entry about one key."""
+        entry = FirewallEntry(verdict, frozenset(scopes))
+        return self.write("fw", public_key_from_peer_id(box).hex(), entry.body(), sup)
+
+    def invite(self, *addrs: str, uses: int = 1, ttl: float = 3600, bound_to: str | None = None) -> Token:
+        """A token; its op is to be offered to a box."""
+        secret = Identity.from_seed(secrets.token_bytes(32))
+        terms = Invite(
+            secret.public_key,
+            uses,
+            int((time.time() + ttl) * 1000),
+            public_key_from_peer_id(bound_to) if bound_to else None,
+            (),
+        )
+        op = self.write("cfg", f"invite/{new_invite_id()}", terms.body())
+        return Token(self.genesis, op, secret, addrs)
 
     def certify_in(self, state_dir: Path, *peer_ids: str) -> None:
         """Make a box that does not run part of the fleet, and these keys members in its document."""

@@ -5,6 +5,8 @@ Ops carry their authors' signatures, so these endpoints give nobody any power th
 
 from __future__ import annotations
 
+import json
+
 from agent.errors import BadRequestError
 from agent.http.exchange import Exchange, text_of
 from agent.http.services import DocumentServices
@@ -38,6 +40,11 @@ class DocumentApi:
                 pending, size = [], 0
         await exchange.end("".join(pending).encode("ascii"))
 
+    async def join(self, exchange: Exchange) -> None:
+        """POST /v1/fleet/join: {"token": TEXT}."""
+        token = _token(text_of(await exchange.body()))
+        await exchange.reply(200, await self._services.join(token))
+
     async def offer(self, exchange: Exchange) -> None:
         """POST /v1/fleet/document/offer: a bundle of ops; with a genesis, a box without a fleet joins its fleet."""
         bundle = read_bundle(text_of(await exchange.body()).splitlines())
@@ -57,3 +64,14 @@ class DocumentApi:
                 ]
             },
         )
+
+
+def _token(text: str) -> str:
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):
+        body = None
+    token = body.get("token") if isinstance(body, dict) else None
+    if not isinstance(token, str):
+        raise BadRequestError('expected {"token": TEXT}')
+    return token

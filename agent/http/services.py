@@ -56,6 +56,9 @@ class DocumentServices(Protocol):
     async def offer(self, genesis: Genesis | None, ops: Sequence[bytes]) -> Sequence[Outcome]:
         """Take ops in; with a genesis, make a box that has no fleet part of it. Raises FleetError."""
 
+    async def join(self, token_text: str) -> Mapping[str, object]:
+        """Join a fleet with a token; says whether it has worked, or is being tried again. Raises FleetError."""
+
 
 class Services(DocumentServices, Protocol):
     """One running agent, as seen by the HTTP API."""

@@ -1,12 +1,13 @@
 """How a new box gets in: it knocks with its invite's secret, a member vouches for it, and it carries the fleet home.
 
 Two calls on a link that may do nothing else: `join.ask` (who I am, and the proof that I hold the token) is answered
-with the member's countersignature, after every governing op of the fleet has been streamed; `join.done` delivers the
-join op that the new box signed, and is answered once it is on the member's disk.
+with the member's countersignature, after every governing op of the fleet, and the addresses of some boxes, have been
+streamed; `join.done` delivers the join op that the new box signed, and is answered once it is on the member's disk.
 """
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,8 @@ _CHUNK: Final = 256 * 1024
 #: What a new box takes from the member it knocks at: 100,000 governing ops of 1 KiB.
 _MAX_GOVERNING: Final = 100 * 1024 * 1024
 
+#: Other boxes whose addresses a new box is given.
+_ADDRESSES: Final = 64
 #: How long a box that was vouched for has to deliver its join.
 _PROMISE_MS: Final = 60_000
 
@@ -104,14 +107,23 @@ class Doorkeeper:
     async def _send_governing(self, call: IncomingCall) -> None:
         chunk: list[bytes] = []
         size = 0
-        # Certificates first: what rests on them is then accepted at once.
-        for op in sorted(self._replica.ops.governing_ops(), key=lambda op: (op.kind != "cert", op.hlc)):
+        # Certificates first: what rests on them is then accepted at once. Last, where to find some of the others.
+        governing = sorted(self._replica.ops.governing_ops(), key=lambda op: (op.kind != "cert", op.hlc))
+        for op in (*governing, *self._whereabouts()):
             if size + len(op.raw) > _CHUNK:
                 await call.send({"ops": chunk})
                 chunk, size = [], 0
             chunk.append(op.raw)
             size += len(op.raw)
         await call.send({"ops": chunk})
+
+    def _whereabouts(self) -> list[Op]:
+        """Addresses of this box and of some others, as they wrote them."""
+        facts = self._replica.ops.facts()
+        others = [key for key in facts if key != self._identity.public_key]
+        chosen = random.SystemRandom().sample(others, min(_ADDRESSES, len(others)))
+        found = (facts.get(key, {}).get("addr") for key in (self._identity.public_key, *chosen))
+        return [op for op in found if op is not None]
 
     async def done(self, call: IncomingCall) -> Mapping[str, object]:
         """Take the join op in; raises DeniedError where it is not one that this invite allows."""

@@ -1,0 +1,184 @@
+"""How a box that has a token becomes part of the fleet: it knocks at the token's addresses until one lets it in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+import structlog
+import trio
+
+from agent.errors import ConfigError
+from agent.membership import Membership
+from fleet.document.invites import Token, read_token
+from fleet.errors import FleetError, PeerUnreachableError, RefusedOpError, RemoteError
+from fleet.gossip.joining import Welcome, join
+from fleet.identity.keys import Identity, public_key_from_peer_id
+from fleet.net.gate import Gate
+from fleet.net.host import Host
+from fleet.net.link import ByteStream, Link, run_link
+from fleet.net.messages import Hello
+from fleet.net.rpc import Router
+
+TOKEN_ENV: Final = "SHOAL_JOIN_TOKEN"  # noqa: S105 - the name of a variable
+TOKEN_FILE_ENV: Final = "SHOAL_JOIN_TOKEN_FILE"  # noqa: S105
+#: In the state folder: what `shoal join` leaves there for an agent that does not run.
+TOKEN_FILE: Final = "join-token"  # noqa: S105
+_MAX_TOKEN_FILE: Final = 64 * 1024
+_FIRST_PAUSE: Final = 1.0
+_LONGEST_PAUSE: Final = 30.0
+
+log = structlog.get_logger("shoal.joining")
+
+
+def find_token(state_dir: Path, env: Mapping[str, str] = os.environ) -> Token | None:
+    """The join token in SHOAL_JOIN_TOKEN, the file SHOAL_JOIN_TOKEN_FILE names, or the state folder; None if none.
+
+    Raises ConfigError for one that cannot be read or used.
+    """
+    source, text = TOKEN_ENV, env.get(TOKEN_ENV, "")
+    if not text:
+        path = Path(env[TOKEN_FILE_ENV]) if env.get(TOKEN_FILE_ENV) else state_dir / TOKEN_FILE
+        source = str(path)
+        try:
+            with path.open("r", encoding="ascii", errors="replace") as file:
+                text = file.read(_MAX_TOKEN_FILE)
+        except FileNotFoundError as error:
+            if not env.get(TOKEN_FILE_ENV):
+                return None
+            raise ConfigError(f"cannot read the join token {source}: {error.strerror}") from None
+        except OSError as error:
+            raise ConfigError(f"cannot read the join token {source}: {error.strerror}") from None
+    if not text.strip():
+        return None
+    try:
+        return read_token(text)
+    except FleetError as error:
+        raise ConfigError(f"{source}: {error.message}") from None
+
+
+class Joining:
+    """Tries one token after another, until this box belongs to a fleet."""
+
+    def __init__(
+        self,
+        membership: Membership,
+        hello: Callable[[], Hello],
+        connect_timeout: float,
+        on_joined: Callable[[str, tuple[str, ...]], None],
+    ) -> None:
+        self._membership = membership
+        self._hello = hello
+        self._connect_timeout = connect_timeout
+        self._on_joined = on_joined
+        self._token: Token | None = None
+        self._asked = trio.Event()
+        #: Why the last attempt failed, in words; empty while there was none.
+        self.problem = ""
+
+    def ask(self, token: Token) -> None:
+        """Use this token from now on; `run` does the rest."""
+        self._token = token
+        self._asked.set()
+
+    async def run(self) -> None:
+        """Knock with the token that is asked for, again and again, until let in; then return.
+
+        A token that will never do (used up, expired, for another box) is given up, and logged with the reason.
+        """
+        pause = _FIRST_PAUSE
+        while not self._membership.belongs:
+            await self._asked.wait()
+            self._asked = trio.Event()
+            token = self._token
+            if token is None or self._membership.belongs:
+                continue
+            try:
+                if await self.knock(token):
+                    return
+            except ConfigError as error:
+                self._token, self.problem = None, error.message
+                log.error("join.given_up", reason=error.message)
+                continue
+            log.warning("join.waiting", pause_s=pause, reason=self.problem)
+            with trio.move_on_after(pause):
+                await self._asked.wait()
+                pause = _FIRST_PAUSE
+            pause = min(2 * pause, _LONGEST_PAUSE)
+            self._asked.set()
+
+    async def knock(self, token: Token) -> bool:
+        """Try every address of a token once; True when this box belongs.
+
+        Raises ConfigError for a token that will never do. `problem` then, and after False, says why.
+        """
+        problems = []
+        for addr in token.addrs:
+            if self._membership.belongs:
+                return True
+            try:
+                await self._join_at(addr, token)
+            except FleetError as error:
+                code = error.remote_code if isinstance(error, RemoteError) else error.code
+                if code == "denied" or isinstance(error, RefusedOpError):
+                    raise ConfigError(f"the join token is no use: {error.message}") from None
+                problems.append(f"{addr}: {error.message}")
+            else:
+                return True
+        self.problem = "; ".join(problems) or "the token names no address to knock at"
+        return self._membership.belongs
+
+    async def _join_at(self, addr: str, token: Token) -> None:
+        member = addr.rsplit("/p2p/", 1)[-1]
+        public_key_from_peer_id(member)
+        host = Host(token.secret.seed, listen=[], gate=Gate(lambda peer_id: peer_id == member), on_link=_hang_up)
+        result: Welcome | FleetError = PeerUnreachableError("the connection broke while joining")
+        # Errors are carried out by hand: a nursery would wrap them in groups.
+        async with host.run():
+            try:
+                stream = await host.open_link(member, [addr], timeout=self._connect_timeout)
+                result = await _welcomed(token, self._membership.identity, stream, self._hello())
+            except FleetError as error:
+                result = error
+        if isinstance(result, FleetError):
+            raise result
+        outcomes = await self._membership.found(token.genesis, [*result.ops, result.join.raw])
+        refused = sum(outcome.state == "refused" for outcome in outcomes)
+        log.info("join.done", member=member, ops=len(outcomes), refused=refused)
+        self._on_joined(member, (addr,))
+
+
+async def _welcomed(token: Token, identity: Identity, stream: ByteStream, hello: Hello) -> Welcome:
+    """Join over a fresh stream; raises FleetError."""
+    result: Welcome | FleetError = PeerUnreachableError("the connection broke while joining")
+    async with trio.open_nursery() as nursery:
+
+        async def ask(link: Link) -> None:
+            nonlocal result
+            try:
+                result = await join(token, identity, link.call)
+            except FleetError as error:
+                result = error
+            nursery.cancel_scope.cancel()
+
+        try:
+            await run_link(
+                stream,
+                outbound=True,
+                hello=hello,
+                router=Router(authorise=lambda peer_id, scope: False),
+                on_up=lambda link: nursery.start_soon(ask, link),
+                on_down=lambda link: None,
+                on_notify=lambda link, topic, body: None,
+            )
+        except FleetError as error:
+            result = error
+    if isinstance(result, FleetError):
+        raise result
+    return result
+
+
+async def _hang_up(stream: ByteStream) -> None:
+    await stream.close()
