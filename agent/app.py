@@ -15,12 +15,14 @@ from agent.engine.pool import EnginePool
 from agent.errors import AgentError
 from agent.fleet_view import FleetView
 from agent.gossiping import Gossiping
+from agent.http.document_socket import DocumentSocket
 from agent.http.server import serve
 from agent.jobs.active import ActiveJobs
 from agent.jobs.lend import Lender
 from agent.jobs.run import JobRunner
 from agent.joining import Joining, find_token
 from agent.links import keep_links
+from agent.materialised import Materialised
 from agent.membership import Membership
 from agent.observe.facts import gather
 from agent.observe.warnings import Warning, evaluate
@@ -109,6 +111,7 @@ async def _main(config: Config, identity: Identity) -> None:
 
     membership.subscribe(document_changed)
 
+    materialised = Materialised(membership)
     joining = Joining(membership, view.hello, config.timeouts.connect, node.keep)
     services = AgentServices(
         config,
@@ -129,13 +132,14 @@ async def _main(config: Config, identity: Identity) -> None:
             await nursery.start(node.run)
             nursery.start_soon(view.run)
             nursery.start_soon(own_facts.run)
+            nursery.start_soon(materialised.run)
             nursery.start_soon(keep_links, membership, node)
             nursery.start_soon(gossiping.run)
             nursery.start_soon(_take_part, membership, router)
             nursery.start_soon(joining.run)
             if token is not None and membership.replica is None:
                 joining.ask(token)
-            host, port = await nursery.start(_serve_http, services, config)
+            host, port = await nursery.start(_serve_http, services, config, DocumentSocket(materialised.find))
             log.info(
                 "agent.ready",
                 name=config.name,
@@ -160,10 +164,11 @@ async def _take_part(membership: Membership, router: Router) -> None:
 async def _serve_http(
     services: AgentServices,
     config: Config,
+    socket: DocumentSocket,
     *,
     task_status: TaskStatus[tuple[str, int]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    await serve(services, config.http, task_status=task_status)
+    await serve(services, config.http, socket, task_status=task_status)
 
 
 async def _drain_on_signal(

@@ -25,7 +25,7 @@ from agent.http.errors import NotFoundError, Problem, internal, problem_of
 from agent.http.exchange import Exchange, Receive, Scope, Send
 from agent.http.sse import encode_json
 from fleet.document import yjs
-from fleet.document.projection import StaleClientError
+from fleet.document.yjs import StaleClientError
 
 log = structlog.get_logger("shoal.http")
 

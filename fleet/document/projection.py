@@ -46,13 +46,6 @@ _TIME_BITS: Final = 42
 _DEAD_ENTRIES: Final = 10_000
 
 
-class StaleClientError(yjs.YjsError):
-    """A client's copy comes from a history that is later than this one (the clock was set back), or is no copy of it.
-
-    It cannot be repaired: the client has to start with an empty document.
-    """
-
-
 @dataclass(frozen=True)
 class Changed:
     """What one `apply` changed: (map, key) of every entry that was set or removed."""
@@ -68,7 +61,7 @@ class Projection:
     """A Yjs document that follows the view. It belongs to the thread that made it; no method waits for anything.
 
     `wall_ms` is the wall clock now, in milliseconds since the epoch: it only has to be later than in the process
-    before (see StaleClientError for what happens where it is not).
+    before (see yjs.StaleClientError for what happens where it is not).
     """
 
     def __init__(self, wall_ms: int) -> None:
@@ -92,12 +85,12 @@ class Projection:
         """The update that brings a copy with this state vector to the present, and cleans it of earlier histories.
 
         `vector` may come from anybody: it is read here, and only our own count goes on to pycrdt. Raises YjsError for
-        what is no state vector, StaleClientError for a copy that cannot be brought to the present.
+        what is no state vector, yjs.StaleClientError for a copy that cannot be brought to the present.
         """
         clocks = {client: clock for client, clock in yjs.read_vector(vector).items() if client >> _TIME_BITS == _MARK}
         has = clocks.pop(self.client_id, 0)
         if has > self._clock() or any(client > self.client_id for client in clocks):
-            raise StaleClientError("the copy is not of this document; start again with an empty one")
+            raise yjs.StaleClientError("the copy is not of this document; start again with an empty one")
         update = self._doc.get_update(yjs.vector({self.client_id: has} if has else {}))
         return pycrdt.merge_updates(update, yjs.deletion(clocks)) if any(clocks.values()) else update
 

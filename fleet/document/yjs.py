@@ -20,6 +20,13 @@ class YjsError(ValueError):
     """Bytes that are not what Yjs writes, or past a limit; the message says which."""
 
 
+class StaleClientError(YjsError):
+    """A client's copy comes from a history that is later than this one (the clock was set back), or is no copy of it.
+
+    It cannot be repaired: the client has to start with an empty document.
+    """
+
+
 class Reader:
     """Reads lib0's encoding; raises YjsError at the end of the bytes and past a limit."""
 

@@ -17,8 +17,9 @@ from fleet.document import yjs
 from fleet.document.bodies import FirewallEntry, Invite, prove_invite, vouch
 from fleet.document.op import read_op
 from fleet.document.plain_json import text_of
-from fleet.document.projection import MAPS, Changed, Projection, StaleClientError
+from fleet.document.projection import MAPS, Changed, Projection
 from fleet.document.view import View
+from fleet.document.yjs import StaleClientError
 from tests.projected import ADMINS, BOXES, GENESIS, INVITE, NOW, Copy, Fleet
 
 
