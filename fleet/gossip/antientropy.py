@@ -18,9 +18,10 @@ import structlog
 import trio
 
 from fleet.document.op import MAX_OP, SIGNATURE_BYTES, op_id
-from fleet.document.replica import Replica
+from fleet.document.replica import Change, Replica
 from fleet.errors import FleetError, MessageError, RemoteError
 from fleet.gossip import sync_messages as wire
+from fleet.gossip.digest_tree import ID_BYTES
 from fleet.gossip.intake import Intake, RefusedIds
 from fleet.gossip.peers import Neighbours, Peer, ask
 from fleet.gossip.rate_limit import Buckets, Rate
@@ -32,12 +33,15 @@ log = structlog.get_logger("shoal.gossip")
 #: Seconds between exchanges with random neighbours, give or take JITTER of it.
 INTERVAL: Final = 10.0
 JITTER: Final = 0.3
-#: Seconds for an answer of up to 128 KiB, for one with a batch of ops, and for one exchange.
+#: Seconds for the first answer, for one that carries a batch of ids or ops, and for one exchange.
 CALL_LIMIT: Final = 10.0
 BATCH_LIMIT: Final = 30.0
 EXCHANGE_LIMIT: Final = 60.0
-#: With more differences than this somebody is catching up: the ops are no news to others, and are not passed on.
+#: With more differences than this somebody is catching up: the ops are no news to most, and are not broadcast.
 BULK: Final = 100
+#: To the boxes behind one that caught up they may be: it compares with so many neighbours soon, a second apart.
+EAGER_ROUNDS: Final = 3
+EAGER_INTERVAL: Final = 1.0
 #: Bytes pushed to one peer: a peer that says for ever that it lacks everything does not get it for ever.
 GIVEN: Final = Rate(per_second=64 * 1024, burst=64 * 1024 * 1024)
 #: A peer with which an exchange failed or led to nothing is left alone, up to this many seconds.
@@ -76,7 +80,7 @@ class _Pace:
 
 
 class AntiEntropy:
-    """Runs the exchanges of one box. `neighbours()` are the boxes that are connected at the moment."""
+    """Runs the exchanges of one box, until `close`. `neighbours()` are the boxes that are connected at the moment."""
 
     def __init__(
         self,
@@ -95,18 +99,34 @@ class AntiEntropy:
         self._rng = rng or random.SystemRandom()
         self._clock = clock
         self._due: deque[str] = deque()
+        self._eager = 0
+        self._next_round = 0.0
         self._wake = trio.Event()
         self._paces: OrderedDict[str, _Pace] = OrderedDict()
         self._not_taken = RefusedIds()
         self._given: Buckets[str] = Buckets(GIVEN)
         #: The last exchange with each peer, for `doctor`; bounded as the number of neighbours is.
         self.last: Final[OrderedDict[str, Report]] = OrderedDict()
+        self.close: Final[Callable[[], None]] = replica.subscribe(self._changed)
 
     def link_up(self, peer: Peer) -> None:
         """A link has come up: compare at once. The side that dialled does it; one exchange serves both."""
         if peer.outbound:
             self._paces.pop(peer.peer_id, None)
             self._add_due(peer.peer_id)
+
+    def _changed(self, change: Change) -> None:
+        """What came in bulk goes on by comparing, and soon: the box may be the bridge between two halves."""
+        origins = (self._intake.origin(op.id) for op in change.added)
+        if any(origin is not None and not origin.relay for origin in origins):
+            self._eager = EAGER_ROUNDS
+            self._next_round = min(self._next_round, self._clock() + self._gap())
+            self._wake.set()
+
+    def _gap(self) -> float:
+        """Seconds until the next round."""
+        base = EAGER_INTERVAL if self._eager else INTERVAL
+        return base * self._rng.uniform(1 - JITTER, 1 + JITTER)
 
     def _add_due(self, peer_id: str) -> None:
         if peer_id not in self._due and len(self._due) < 4096:
@@ -115,14 +135,15 @@ class AntiEntropy:
 
     async def run(self) -> None:
         """Compare with new neighbours at once and with a random one every 10 s, one at a time, until cancelled."""
-        next_round = self._clock() + self._rng.uniform(0, INTERVAL)
+        self._next_round = self._clock() + self._rng.uniform(0, INTERVAL)
         while True:
             if not self._due:
                 self._wake = trio.Event()
-                with trio.move_on_at(next_round):
+                with trio.move_on_at(self._next_round):
                     await self._wake.wait()
-            if self._clock() >= next_round:
-                next_round = self._clock() + INTERVAL * self._rng.uniform(1 - JITTER, 1 + JITTER)
+            if self._clock() >= self._next_round:
+                self._eager = max(0, self._eager - 1)
+                self._next_round = self._clock() + self._gap()
                 self._choose()
             if self._due:
                 peer_id = self._due.popleft()
@@ -189,6 +210,7 @@ class _Exchange:
     clock: Callable[[], float]
     peer: Peer
     batch: int = FIRST_BATCH
+    took: float = 0.0
     report: Report = field(init=False)
 
     def __post_init__(self) -> None:
@@ -207,7 +229,7 @@ class _Exchange:
 
     async def _even_out(self, name: wire.TreeName, walk: Walk) -> None:
         while True:
-            question = walk.question()
+            question = walk.question(self.batch)
             if question is None:
                 if not walk.wanted:
                     break
@@ -216,11 +238,13 @@ class _Exchange:
             prefixes = question.prefixes
             body = {"t": name, "p": list(prefixes)}
             if isinstance(question, AskNodes):
-                answer = await ask(self.peer, wire.METHOD_NODES, body, CALL_LIMIT)
+                answer = await self._batch(wire.METHOD_NODES, body)
                 walk.nodes(question, wire.read_listings(answer.get("n"), prefixes))
             else:
-                answer = await ask(self.peer, wire.METHOD_IDS, body, CALL_LIMIT)
-                walk.ids(question, wire.read_id_lists(answer.get("i"), prefixes))
+                answer = await self._batch(wire.METHOD_IDS, body)
+                lists = wire.read_id_lists(answer.get("i"), prefixes)
+                self._adapt(sum(ID_BYTES * len(ids) for ids in lists if ids))
+                walk.ids(question, lists)
         self.report.more |= walk.cut_short
         await self._push(walk)
 
@@ -234,7 +258,7 @@ class _Exchange:
             body = {"i": wire.pack_ids(asked), "max": self.batch}
             answer = await self._batch(wire.METHOD_OPS, body)
             before = len(left)
-            raws = []
+            raws: list[bytes] = []
             for raw in wire.read_ops(answer.get("o")):
                 identifier = op_id(raw[:-SIGNATURE_BYTES])
                 if identifier in left:
@@ -246,6 +270,7 @@ class _Exchange:
                     self.intake.forgo(self.peer.peer_id, gone)
             if len(left) == before:
                 raise MessageError("the peer listed ops that it neither sends nor says are gone")
+            self._adapt(sum(map(len, raws)))
             taken = await self.intake.take(self.peer.peer_id, raws, relay=walk.differing <= BULK)
             self.report.new += taken.new
 
@@ -274,18 +299,22 @@ class _Exchange:
                 return
             answer = await self._batch(wire.METHOD_PUSH, {"o": [op.raw for op in chosen], "bulk": bulk})
             refused = set(wire.read_ids(answer.get("x"), len(chosen))) & {op.id for op in chosen}
+            self._adapt(sum(len(op.raw) for op in chosen))
             for identifier in refused:
                 self.not_taken.add(self.peer.peer_id, identifier, version)
             self.report.given += len(chosen) - len(refused)
             start = end
 
     async def _batch(self, method: str, body: Mapping[str, object]) -> Mapping[object, object]:
-        """A call that carries ops one way; the next carries more or fewer as this one took."""
+        """A call that carries a batch one way."""
         began = self.clock()
         answer = await ask(self.peer, method, body, BATCH_LIMIT)
-        took = self.clock() - began
-        if took < _QUICK:
-            self.batch = min(2 * self.batch, wire.MAX_BATCH)
-        elif took > _SLOW:
-            self.batch = max(self.batch // 2, MAX_OP)
+        self.took = self.clock() - began
         return answer
+
+    def _adapt(self, carried: int) -> None:
+        """Carry more next time where a full batch went quickly, less where it took long."""
+        if self.took > _SLOW:
+            self.batch = max(self.batch // 2, MAX_OP)
+        elif self.took < _QUICK and carried >= self.batch // 2:
+            self.batch = min(2 * self.batch, wire.MAX_BATCH)

@@ -1,5 +1,8 @@
 """Telling neighbours of new ops at once: each box passes what it learns to six of its neighbours, once a second.
 
+It is a call, not a message without an answer: while one is on its way to a neighbour, that neighbour gets no other, so
+a slow link holds one message and not a queue of them.
+
 A broadcast may be lost: a link breaks, a peer is slow, a limit is reached, more comes than may wait. Nothing is
 repeated here; anti-entropy brings what was lost. That is what keeps memory and traffic bounded.
 """

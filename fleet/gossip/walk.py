@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from fleet.gossip.digest_tree import HEX, LEAF, MAX_DEPTH, DigestTree, Listing
-from fleet.gossip.sync_messages import MAX_IDS, MAX_PREFIXES
+from fleet.gossip import sync_messages as wire
+from fleet.gossip.digest_tree import HEX, ID_BYTES, LEAF, MAX_DEPTH, DigestTree, Listing
 
 #: With this many prefixes that differ still to visit, asking for their ids is cheaper than for more digests.
 MANY: Final = 64
@@ -21,7 +21,9 @@ MANY: Final = 64
 MAX_QUESTIONS: Final = 512
 MAX_HEARD: Final = 200_000
 #: No more questions while this many ids wait to be fetched.
-MAX_WANTED: Final = 2 * MAX_IDS
+MAX_WANTED: Final = 2 * wire.MAX_IDS
+#: What the listing of a branch or a leaf takes at most, about.
+LISTING_BYTES: Final = 512
 
 
 @dataclass(frozen=True)
@@ -70,30 +72,35 @@ class Walk:
     def _spent(self) -> bool:
         return self._questions >= MAX_QUESTIONS or self._heard >= MAX_HEARD
 
-    def question(self) -> AskNodes | AskIds | None:
-        """What to ask next; None when nothing is left, the walk has asked enough, or enough waits in `wanted`."""
+    def question(self, size: int = wire.MAX_BATCH) -> AskNodes | AskIds | None:
+        """What to ask next, so that the answer has about `size` bytes at most.
+
+        None when nothing is left, the walk has asked enough, or enough waits in `wanted`.
+        """
         if self._spent or len(self.wanted) >= MAX_WANTED or not self._stack:
             return None
         self._questions += 1
         many = len(self._stack) >= MANY
+        most = min(wire.MAX_IDS, size // ID_BYTES)
+        width = min(wire.MAX_PREFIXES, max(1, size // LISTING_BYTES))
         first, count = self._stack.pop()
         prefixes = [first]
-        lists = self._lists(first, count, many)
-        room = MAX_IDS - count
-        while self._stack and len(prefixes) < MAX_PREFIXES:
+        lists = self._lists(first, count, most, many)
+        room = most - count
+        while self._stack and len(prefixes) < width:
             prefix, count = self._stack[-1]
-            if self._lists(prefix, count, many) != lists or (lists and count > room):
+            if self._lists(prefix, count, most, many) != lists or (lists and count > room):
                 break
             self._stack.pop()
             prefixes.append(prefix)
             room -= count
         return AskIds(tuple(prefixes)) if lists else AskNodes(tuple(prefixes))
 
-    def _lists(self, prefix: str, count: int, many: bool) -> bool:
+    def _lists(self, prefix: str, count: int, most: int, many: bool) -> bool:
         """Whether to ask for the ids under a prefix at once, of which the peer says that there are `count`."""
         if len(prefix) >= MAX_DEPTH:
             return True
-        return count <= MAX_IDS and (count <= LEAF or many or 2 * self._mine.count(prefix) <= count)
+        return count <= most and (count <= LEAF or many or 2 * self._mine.count(prefix) <= count)
 
     def nodes(self, question: AskNodes, listings: Sequence[Listing]) -> None:
         """Take the answer to AskNodes."""

@@ -85,8 +85,16 @@ class CountingStream(MemoryStream):
     sent = 0
     largest = 0
     break_at: int | None = None
+    bytes_per_second: int | None = None
 
     async def write(self, data: bytes) -> None:
+        for start in range(0, len(data), 1024) if self.bytes_per_second else ():
+            piece = data[start : start + 1024]
+            await trio.sleep(len(piece) / self.bytes_per_second)
+            self.sent += len(piece)
+            await super().write(piece)
+        if self.bytes_per_second:
+            return
         self.sent += len(data)
         self.largest = max(self.largest, len(data))
         if self.break_at is not None and self.sent > self.break_at:

@@ -14,7 +14,7 @@ from fleet.document.op import Op, read_op
 from fleet.document.replica import Replica
 from fleet.errors import RemoteError, StoreError
 from fleet.gossip import sync_messages as wire
-from fleet.gossip.antientropy import CALL_LIMIT, EXCHANGE_LIMIT, INTERVAL
+from fleet.gossip.antientropy import BULK, CALL_LIMIT, EXCHANGE_LIMIT, INTERVAL
 from fleet.gossip.broadcast import FACTS_OF_AUTHOR, FANOUT, MAX_PENDING, MESSAGES
 from fleet.gossip.digest_tree import DIGEST_BYTES
 from fleet.gossip.intake import Intake
@@ -128,17 +128,17 @@ def test_an_exchange_that_breaks_off_keeps_what_it_fetched() -> None:
     async def scenario(nursery: trio.Nursery) -> None:
         crowd = members(12)
         a, b = two([], [*certs(crowd)[2:], *(fact(each, seq) for each in crowd for seq in range(1, 200))])
-        total = len(b.replica.ops)
+        total = sum(len(each.raw) for each in b.replica.ops.ops())
         link = await connect(nursery, a, b)
         link.b.break_at = link.b.sent + 400_000
         report = await a.sync.exchange(a.neighbours()[0])
         assert report.error == "peer_unreachable"
-        got = len(a.replica.ops)
+        got = sum(len(each.raw) for each in a.replica.ops.ops())
         assert 0.2 * total < got < 0.9 * total
         again = await connect(nursery, a, b)
         assert (await a.sync.exchange(a.neighbours()[0])).error == ""
         assert in_step(a, b)
-        assert again.b.sent < sum(len(each.raw) for each in b.replica.ops.ops()) - 100_000
+        assert again.b.sent <= 1.25 * total - got
 
     simulate(scenario)
 
@@ -213,6 +213,49 @@ def test_a_box_comes_back_from_a_partition_with_what_both_sides_wrote() -> None:
         while not in_step(*boxes):
             await trio.sleep(0.5)
         assert trio.current_time() - began <= 3 * INTERVAL
+
+    simulate(scenario)
+
+
+def test_what_comes_in_bulk_goes_on_within_seconds() -> None:
+    async def scenario(nursery: trio.Nursery) -> None:
+        who = members(10)
+        base = certs(who)
+        news = [fact(who[0], seq) for seq in range(1, 3 * BULK // 2)]
+        boxes = [GossipBox(who[0], [*base, *news]), *(GossipBox(each, base) for each in who[1:])]
+        for box in boxes:
+            nursery.start_soon(box.run)
+        for left, right in pairwise(boxes[1:]):
+            await connect(nursery, left, right)
+        await trio.sleep(25)
+        # The first box of the row learns what only a box apart from them knew.
+        await connect(nursery, boxes[0], boxes[1])
+        began = trio.current_time()
+        while not in_step(*boxes):
+            await trio.sleep(0.1)
+        assert trio.current_time() - began <= 3.5 * INTERVAL  # ten rows of boxes took 50 to 90 s without
+        assert sum(box.broadcast.lost.total() for box in boxes) == 0
+
+    simulate(scenario)
+
+
+def test_the_slowest_link_gets_there_in_the_end() -> None:
+    async def scenario(nursery: trio.Nursery) -> None:
+        who = members(6)
+        a, b = two([], [*certs(who)[2:], *(fact(each, seq) for each in who for seq in range(1, 250))])
+        size = sum(len(each.raw) for each in b.replica.ops.ops())
+        link = await connect(nursery, a, b)
+        link.a.bytes_per_second = link.b.bytes_per_second = 4000
+        nursery.start_soon(a.sync.run)
+        began = trio.current_time()
+        held_after_a_minute = 0
+        while not in_step(a, b):
+            await trio.sleep(1)
+            if trio.current_time() - began < EXCHANGE_LIMIT:
+                held_after_a_minute = len(a.replica.ops)
+        assert trio.current_time() - began <= 2 * size / 4000
+        assert 100 < held_after_a_minute < len(b.replica.ops)
+        assert not a.neighbours()[0].closed.is_set()
 
     simulate(scenario)
 
@@ -299,6 +342,25 @@ def test_a_peer_that_makes_up_digests_for_ever_costs_a_bounded_exchange_and_is_t
         nursery.start_soon(a.sync.run)
         await trio.sleep(1000)
         assert rounds <= 12  # a hundred without the pauses
+
+    simulate(scenario)
+
+
+def test_a_peer_that_sends_events_where_there_are_none_is_cut_short() -> None:
+    async def scenario(nursery: trio.Nursery) -> None:
+        stopped = trio.Event()
+
+        async def roots(call: IncomingCall) -> Mapping[str, object]:
+            try:
+                while True:
+                    await call.send({"pad": bytes(100_000)})
+            finally:
+                stopped.set()
+
+        _, error = await exchange_with(nursery, Liar(roots=roots))
+        assert error == "bad_request"
+        with trio.fail_after(1):
+            await stopped.wait()
 
     simulate(scenario)
 
