@@ -1,7 +1,7 @@
 # Shoal's commands. `make` alone prints them.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types contracts check sim bench clean distclean
+.PHONY: help demo test lint types contracts check sim bench fuzz clean distclean
 
 # Keep CPython the only thing chosen from outside: make PYTHON=python3.12 test
 export PYTHON
@@ -44,6 +44,11 @@ sim: ## how news spread through 1,000 and 10,000 simulated boxes (ARGS="--seed 7
 bench: ## paired measurements, as ratios; writes build/bench/NAME.json
 	@$(DEV)
 	$(BIN)/python -m tests.bench $(ARGS)
+
+fuzz: ## fuzz every decoder, about 3 minutes in all (FUZZ_SECONDS or FUZZ_RUNS of each, ARGS="TARGET..." for some)
+	@$(DEV)
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[fuzz]'
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 clean: ## remove build output and caches, keep .venv
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
