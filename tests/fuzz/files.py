@@ -328,6 +328,7 @@ FILES = (
             for step, some in ((0, PIPE[:4]), (6, PIPE[4:]), (255, PIPE))
         ],
         _PIPE_STRETCH,
+        max_len=1024,
         memory=400,
         tokens=tuple(cbor2.dumps(name) for name in ("load", "submit", "loaded", "begun", "step", "done", "failed")),
     ),

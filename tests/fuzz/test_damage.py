@@ -14,7 +14,7 @@ from tests.fuzz.strategies import cbor_items, damaged, fuzz
 from tests.fuzz.targets import TARGETS
 
 #: Targets whose input is one item of CBOR, and what stands around it in the others.
-OF_CBOR = ("cbor", "frame", "message", "refusal", "body", "facts", "genesis", "token_inside")
+OF_CBOR = ("cbor", "frame", "message", "refusal", "body", "facts", "genesis", "token_inside", "sync", "plain_json")
 every = pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
 
 

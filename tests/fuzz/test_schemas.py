@@ -18,6 +18,7 @@ from tests.fuzz.base import Target
 from tests.fuzz.document import ADMIN, BOX, FLEET, GENESIS, OPS
 from tests.fuzz.files import CHAT, COMPLETION, CONFIG, LLAMA, PIPE, gguf, text
 from tests.fuzz.strategies import EDGES, changed, fuzz, numbers, odd_values
+from tests.fuzz.sync import MESSAGES
 from tests.fuzz.targets import TARGETS
 from tests.fuzz.wire import EVENTS, HELLO, INFER, PRESENCE
 
@@ -56,6 +57,13 @@ def test_refusals(value: Any) -> None:
 def test_bodies_and_facts(value: Any) -> None:
     _accepts(TARGETS["body"], value)
     _accepts(TARGETS["facts"], value)
+
+
+@fuzz(320)
+@given(changed(MESSAGES, in_cbor))
+def test_sync_messages(value: Any) -> None:
+    _accepts(TARGETS["sync"], value)
+    _accepts(TARGETS["plain_json"], value)
 
 
 @fuzz(120)
