@@ -6,6 +6,7 @@ import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +14,7 @@ from agent.errors import ConfigError
 from fleet.document.op import Op, read_op, signature_holds
 from fleet.document.opset import OpSet
 from fleet.document.store import OpStore
+from fleet.document.view import fold
 from fleet.errors import RefusedOpError
 from fleet.identity.genesis import Genesis
 
@@ -98,3 +100,37 @@ def _admit(ops: OpSet, raws: Sequence[bytes]) -> tuple[list[Result], list[Op], l
             added[op.id] = op
             dropped += [old for old in admitted.dropped if added.pop(old.id, None) is None]
     return results, list(added.values()), dropped
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What was found and done. `problems` are SQLite's words; `set_aside` is where a bad database went."""
+
+    fleet: str
+    ops: int
+    members: int
+    problems: tuple[str, ...]
+    damaged: int
+    set_aside: Path | None
+
+
+def repair(state_dir: Path) -> Repair:
+    """Check the document on disk, rebuild the file where something is wrong with it, and fold its view anew.
+
+    What a bad file can no longer give comes back from other boxes. Raises ConfigError while an agent runs, StoreError,
+    and RefusedOpError where there is no fleet.
+    """
+    with locked_state_dir(state_dir):
+        store = OpStore(state_dir / FOLDER)
+        genesis = store.genesis()
+        if genesis is None:
+            raise RefusedOpError("no_fleet", "this box belongs to no fleet; there is no document to repair")
+        try:
+            opened = store.open()
+            problems = tuple(store.check())
+            aside = store.rebuild() if problems else opened.set_aside
+            ops = store.peek()
+        finally:
+            store.close()
+    view = fold(genesis, ops)
+    return Repair(genesis.name, len(ops), len(view.authority.members), problems, opened.damaged, aside)

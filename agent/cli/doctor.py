@@ -7,6 +7,7 @@ import ipaddress
 import socket
 import sys
 import textwrap
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from click.core import ParameterSource
 from agent.cli import exits
 from agent.cli.box import DEFAULT_CONFIG, config_option
 from agent.cli.client import AgentClient, ClientError, agent_options
-from agent.cli.output import output_option, print_json, printable, styled
+from agent.cli.output import fail, output_option, print_json, printable, styled
 
 if TYPE_CHECKING:
     from agent.config import Config
@@ -26,16 +27,22 @@ _HEADINGS = {"error": ("ERRORS", "red"), "warning": ("WARNINGS", "yellow"), "inf
 
 @click.command()
 @config_option(default=None, help=f"also check this configuration file  [default: {DEFAULT_CONFIG}, if there]")
+@click.option(
+    "--repair", "mend", is_flag=True, help="check the fleet document on disk and rebuild it; stop the agent first"
+)
 @agent_options
 @output_option
 @click.pass_context
-def doctor(ctx: click.Context, path: Path | None, url: str, api_key_file: Path | None, form: str) -> None:
+def doctor(ctx: click.Context, path: Path | None, mend: bool, url: str, api_key_file: Path | None, form: str) -> None:
     """Say what is wrong with this box, and what to do about it. Exit code 5 if something is.
 
     Without --url or SHOAL_URL it asks the agent that the configuration file describes.
     """
     if path is None and DEFAULT_CONFIG.exists():
         path = DEFAULT_CONFIG
+    if mend:
+        _repair(path, form)
+        return
     config, file_warnings = _check_files(path) if path is not None else (None, [])
     if config is not None and ctx.get_parameter_source("url") is ParameterSource.DEFAULT:
         url = _own_url(config)
@@ -58,6 +65,33 @@ def doctor(ctx: click.Context, path: Path | None, url: str, api_key_file: Path |
     if failure is not None:
         sys.exit(exits.exit_code(failure.code))
     sys.exit(exits.DEGRADED if any(warning["severity"] != "info" for warning in warnings) else exits.OK)
+
+
+def _repair(path: Path | None, form: str) -> None:
+    from agent.config_file import load
+    from agent.document_disk import repair
+    from agent.errors import AgentError
+    from fleet.errors import FleetError
+
+    if path is None:
+        raise click.UsageError("say which box with --config FILE: the document is in its state_dir")
+    try:
+        done = repair(load(path).state_dir)
+    except (AgentError, FleetError) as error:
+        fail(form, error.code, error.message)
+    except OSError as error:
+        fail(form, "store", f"cannot repair the document: {error.strerror or error}")
+    if form == "json":
+        aside = str(done.set_aside) if done.set_aside else None
+        print_json({**asdict(done), "problems": list(done.problems), "set_aside": aside})
+        return
+    for problem in done.problems:
+        click.echo(f"found: {printable(problem)}")
+    if done.damaged:
+        click.echo(f"{done.damaged} damaged records were removed; they come again from other boxes")
+    if done.set_aside:
+        click.echo(f"the bad database is now {done.set_aside}; remove it when the fleet is complete again")
+    click.echo(f"the document of {printable(done.fleet)}: {done.ops} ops, {done.members} members, sound")
 
 
 def _ask(client: AgentClient) -> tuple[dict[str, Any], list[dict[str, Any]]]:

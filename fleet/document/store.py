@@ -175,6 +175,20 @@ class OpStore:
                 return [str(error)]
             return [str(row[0]) for row in rows if row[0] != "ok"]
 
+    def rebuild(self) -> Path:
+        """Set the database aside and write its sound records into a new one; returns where the old one is now.
+
+        For a file in which `check` finds something, or that cannot be trusted for another reason. Raises StoreError.
+        """
+        ops = self.peek()
+        try:
+            aside = self._set_aside()
+            self._open(None)
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(f"cannot rebuild {self._path}: {error}") from None
+        self.commit(ops, [])
+        return aside
+
     def close(self) -> None:
         """Close the database; what was committed is on disk already."""
         with self._lock:

@@ -1,0 +1,199 @@
+"""The document on disk: killed in mid-write, corrupt, full, of another fleet."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import trio
+
+from fleet import cbor
+from fleet.document.replica import Replica
+from fleet.document.store import OpStore
+from fleet.errors import StoreError
+from fleet.identity.keys import Identity
+from tests.harness import Fleet, seed_of
+
+KILLS = 50
+BOX = Identity.from_seed(seed_of("writer"))
+
+
+def opened(folder: Path) -> tuple[OpStore, Replica]:
+    store = OpStore(folder)
+    genesis = store.genesis()
+    assert genesis is not None
+    return store, Replica(genesis, store.open().ops, store)
+
+
+def test_no_acknowledged_op_is_lost_under_50_kills_and_no_commit_is_torn(tmp_path: Path) -> None:
+    dice = random.Random(7)
+    total = 0
+    for _ in range(KILLS):
+        writer = subprocess.Popen(
+            [sys.executable, "-m", "tests.integration._store_writer", str(tmp_path)], stdout=subprocess.PIPE
+        )
+        assert writer.stdout is not None
+        acknowledged = [int(writer.stdout.readline())]  # it writes by now
+        began = time.monotonic()
+        kill_at = began + dice.uniform(0, 0.05)
+        os.set_blocking(writer.stdout.fileno(), False)
+        rest = b""
+        while time.monotonic() < kill_at:
+            rest += writer.stdout.read() or b""
+        writer.kill()
+        writer.wait()
+        os.set_blocking(writer.stdout.fileno(), True)
+        rest += writer.stdout.read()
+        acknowledged += [int(line) for line in rest.split(b"\n")[:-1]]
+        total += len(acknowledged)
+        store, replica = opened(tmp_path)
+        assert store.check() == []
+        assert replica.ops.highest_seq(BOX.public_key) >= acknowledged[-1]
+        facts = replica.facts_of(BOX.public_key)
+        seqs = sorted(op.seq for op in facts.values())
+        assert len(seqs) == 4
+        assert seqs[-1] - seqs[0] == 3, "one commit is whole or not there"
+        assert len({cbor.encode(cbor.decode(op.body)["name"]) for op in facts.values()}) == 1  # type: ignore[index]
+        store.close()
+    assert total > 2 * KILLS
+
+
+def filled(folder: Path, boxes: int = 50) -> Fleet:
+    fleet = Fleet()
+    store = OpStore(folder)
+    store.found(fleet.genesis)
+    store.open()
+    names = [Identity.from_seed(seed_of(f"box-{n}")) for n in range(boxes)]
+    store.commit(fleet.certify(*(one.peer_id for one in names)), [])
+    store.close()
+    return fleet
+
+
+def test_a_corrupt_database_is_set_aside_and_a_new_one_made(tmp_path: Path) -> None:
+    filled(tmp_path)
+    path = tmp_path / "document.db"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100] + os.urandom(len(whole) - 100))
+    store = OpStore(tmp_path)
+    found = store.open()
+    assert found.ops == []
+    assert found.set_aside is not None
+    assert found.set_aside.exists()
+    assert store.genesis() is not None, "the box still knows its fleet"
+    assert store.check() == []
+    store.close()
+
+
+def test_a_file_that_is_no_database_is_set_aside(tmp_path: Path) -> None:
+    filled(tmp_path)
+    (tmp_path / "document.db").write_bytes(b"this is not a database, but it is long enough to look like one" * 100)
+    store = OpStore(tmp_path)
+    found = store.open()
+    assert (found.ops, found.set_aside is not None) == ([], True)
+    store.close()
+
+
+def test_a_damaged_record_is_left_out_and_the_others_stay(tmp_path: Path) -> None:
+    filled(tmp_path)
+    with sqlite3.connect(tmp_path / "document.db") as connection:
+        (identifier, raw) = connection.execute("select id, raw from op limit 1").fetchone()
+        connection.execute("update op set raw = ? where id = ?", (raw[:-70] + b"\xff" * 70, identifier))
+    connection.close()
+    store = OpStore(tmp_path)
+    found = store.open()
+    assert (found.damaged, len(found.ops)) == (1, 49)
+    store.close()
+    assert OpStore(tmp_path).open().damaged == 0
+
+
+def test_files_are_private_and_a_box_cannot_be_taken_into_another_fleet(tmp_path: Path) -> None:
+    folder = tmp_path / "fleet"
+    filled(folder)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    for path in folder.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path.name
+    with pytest.raises(StoreError, match="already belongs"):
+        OpStore(folder).found(Fleet("another").genesis)
+
+
+def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:
+    filled(tmp_path)
+    with sqlite3.connect(tmp_path / "document.db") as connection:
+        connection.execute("pragma user_version = 99")
+    connection.close()
+    with pytest.raises(StoreError, match="newer shoal"):
+        OpStore(tmp_path).open()
+
+
+def test_a_full_disk_acknowledges_nothing_and_loses_nothing(tmp_path: Path) -> None:
+    fleet = filled(tmp_path)
+
+    async def scenario() -> None:
+        store, replica = opened(tmp_path)
+        changes = []
+        replica.subscribe(changes.append)
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        size = (tmp_path / "document.db-wal").stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max(size, 4096), limit[1]))
+        try:
+            with pytest.raises(StoreError, match="free space"):
+                await replica.offer([op.raw for op in fleet.certify(BOX.peer_id)])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        assert replica.unsaved
+        assert changes == [], "nobody is told of what is not on disk"
+        # The next change takes the unsaved one along.
+        outcomes = await replica.offer([fleet.write("cfg", "model/a", {}).raw])
+        assert [outcome.state for outcome in outcomes] == ["new"]
+        assert not replica.unsaved
+        assert [len(change.added) for change in changes] == [1, 1]
+        store.close()
+        _, again = opened(tmp_path)
+        assert len(again.ops) == 52
+        assert again.view.digest() == replica.view.digest()
+
+    trio.run(scenario)
+
+
+def test_doctor_repairs_what_is_left_of_a_damaged_document(tmp_path: Path) -> None:
+    (tmp_path / "shoal.yaml").write_text("name: pos-1\nstate_dir: state\n")
+    folder = tmp_path / "state" / "fleet"
+    folder.mkdir(parents=True)
+    filled(folder)
+
+    def doctor() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "agent.cli.main", "doctor", "--repair", "-o", "json"]
+        return subprocess.run(
+            [*command, "--config", str(tmp_path / "shoal.yaml")], capture_output=True, text=True, timeout=60
+        )
+
+    sound = json.loads(doctor().stdout)
+    assert (sound["ops"], sound["members"], sound["problems"], sound["set_aside"]) == (50, 50, [], None)
+    path = folder / "document.db"
+    whole = bytearray(path.read_bytes())
+    whole[5 * 4096 : 6 * 4096] = os.urandom(4096)
+    path.write_bytes(whole)
+    mended = doctor()
+    assert mended.returncode == 0, mended.stdout + mended.stderr
+    report = json.loads(mended.stdout)
+    assert report["set_aside"] is not None
+    assert report["ops"] == report["members"] < 50
+    again = json.loads(doctor().stdout)
+    assert (again["problems"], again["set_aside"], again["ops"]) == ([], None, report["ops"])
+
+
+def test_the_document_can_be_read_beside_a_running_agent(tmp_path: Path) -> None:
+    filled(tmp_path)
+    store = OpStore(tmp_path)
+    store.open()
+    assert len(OpStore(tmp_path).peek()) == 50
+    store.close()
