@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, TypeVar
-
-import click
+from typing import Final
 
 from agent.cli.client import ClientError
 from agent.cli.document import Document, DocumentAccess
@@ -19,26 +19,10 @@ from fleet.document.op import Op, write_op
 from fleet.document.replica import Draft
 from fleet.errors import FleetError
 from fleet.identity import keys
+from fleet.identity.genesis import Genesis
 from fleet.identity.keys import Identity
 
-KEYS_DIR: Final = Path("shoal-keys")
-ADMIN_KEY: Final = KEYS_DIR / "admin.key"
-RECOVERY_KEY: Final = KEYS_DIR / "recovery.key"
 _MAX_NOTE: Final = 4096
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def admin_key_option(function: F) -> F:
-    """The `--admin-key FILE` option."""
-    return click.option(
-        "--admin-key",
-        type=click.Path(path_type=Path),
-        envvar="SHOAL_ADMIN_KEY_FILE",
-        default=ADMIN_KEY,
-        show_default=True,
-        help="the admin's secret key (env SHOAL_ADMIN_KEY_FILE)",
-    )(function)
 
 
 class AdminKey:
@@ -60,21 +44,26 @@ class AdminKey:
         self._note = path.with_name(path.name + ".seq")
 
     def write(self, access: DocumentAccess, document: Document, drafts: Sequence[Draft]) -> list[Op]:
-        """Sign ops and hand them to the box; returns them once they are on its disk.
+        """Sign ops and hand them to the box: `sign`, then `hand_over`."""
+        ops = self.sign(document, drafts)
+        self.hand_over(access, document, ops)
+        return ops
 
-        Raises ClientError where the key has no standing, or the box refuses one of them: then nothing of what was
-        refused has any effect.
+    def sign(self, document: Document, drafts: Sequence[Draft]) -> list[Op]:
+        """Sign ops that follow what the document holds, and keep them to oneself: what they would change can be
+        shown before they are handed over. Ops that were signed and dropped leave no trace.
+
+        Raises ClientError where the key has no standing, or an op is one that nobody would accept.
         """
         self.check_standing(document)
         fleet = document.fleet.fleet_id
-        noted = self._noted()
-        seq = max(document.highest_seq(self.identity.public_key), noted.get(fleet.hex(), 0))
+        seq = max(document.highest_seq(self.identity.public_key), self._noted().get(fleet.hex(), 0))
         clock = HybridClock()
         now = int(time.time() * 1000)
         for op in document.ops:
             clock.observe(op.hlc, now)
         try:
-            ops = [
+            return [
                 write_op(
                     self.identity,
                     fleet,
@@ -89,12 +78,27 @@ class AdminKey:
             ]
         except FleetError as error:
             raise ClientError(error.code, error.message, error.details) from None
-        self._write_note({**noted, fleet.hex(): seq + len(ops)})
-        outcomes = access.offer([op.raw for op in ops])
+
+    def hand_over(
+        self, access: DocumentAccess, document: Document, ops: Sequence[Op], genesis: Genesis | None = None
+    ) -> None:
+        """Give signed ops to the box; they are on its disk when this returns. `genesis` founds the box's fleet.
+
+        Raises ClientError where the box refuses one of them: what was refused has no effect. Also where another
+        command has used the key meanwhile.
+        """
+        if not ops:
+            return
+        fleet = document.fleet.fleet_id.hex()
+        with self._locked():
+            noted = self._noted()
+            if noted.get(fleet, 0) >= ops[0].seq:
+                raise ClientError("busy", f"another command has used the key {self.path} meanwhile; run this one again")
+            self._write_note({**noted, fleet: ops[-1].seq})
+        outcomes = access.offer([op.raw for op in ops], genesis)
         refused = [outcome.reason for outcome in outcomes if outcome.state == "refused"]
         if refused:
             raise ClientError("refused_op", f"the box refused {len(refused)} of {len(ops)} ops: {', '.join(refused)}")
-        return ops
 
     def check_standing(self, document: Document) -> None:
         """Raise ClientError, with the remedy, unless what this key writes counts."""
@@ -111,6 +115,13 @@ class AdminKey:
                 "it is no admin of this fleet; an admin can make it one with: shoal admin add " + self.identity.peer_id
             )
         raise ClientError("denied", f"the key {self.path} cannot change the fleet: {why}")
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the key's file against other commands on this machine."""
+        with self.path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def _noted(self) -> dict[str, int]:
         """The number of the key's last op, by fleet."""

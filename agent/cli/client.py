@@ -79,8 +79,18 @@ class AgentClient:
 
     def post_text(self, path: str, text: str) -> dict[str, Any]:
         """POST plain text and read a JSON object."""
-        headers = {"content-type": "text/plain; charset=utf-8"}
-        request = self._client.stream("POST", self.url + path, content=text.encode(), headers=headers)
+        return self._post(path, text, "text/plain; charset=utf-8", _READ_LIMIT)
+
+    def post(self, path: str, body: Mapping[str, Any], *, limit: float = _READ_LIMIT) -> dict[str, Any]:
+        """POST a JSON object and read one; `limit` is how many seconds the agent may be silent before it answers."""
+        return self._post(path, json.dumps(body), "application/json", limit)
+
+    def _post(self, path: str, text: str, content_type: str, limit: float) -> dict[str, Any]:
+        import httpx
+
+        timeout = httpx.Timeout(limit, connect=_CONNECT_LIMIT)
+        headers = {"content-type": content_type}
+        request = self._client.stream("POST", self.url + path, content=text.encode(), headers=headers, timeout=timeout)
         with self._errors(), request as response:
             value = self._read_object(response)
         if response.status_code != 200:

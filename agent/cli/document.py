@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final
 
-import click
-
-from agent.cli.client import AgentClient, ClientError, agent_options
+from agent.cli.client import AgentClient, ClientError
 from agent.document_disk import offer_to_disk, read_document
 from agent.errors import AgentError
 from fleet.document.bundle import read_bundle, write_bundle
@@ -22,22 +19,6 @@ from fleet.identity.genesis import Genesis
 
 #: Bytes of a bundle sent to an agent at once.
 _CHUNK: Final = 2 * 1024 * 1024
-DEFAULT_STATE_DIR: Final = Path("shoal/state")
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def document_options(function: F) -> F:
-    """The options that say whose document: a running agent's, or the one in a state folder."""
-    state = click.option(
-        "--state-dir",
-        type=click.Path(path_type=Path),
-        envvar="SHOAL_STATE_DIR",
-        default=DEFAULT_STATE_DIR,
-        show_default=True,
-        help="where the document is while the agent does not run (env SHOAL_STATE_DIR)",
-    )
-    return agent_options(state(function))
 
 
 @dataclass(frozen=True)
@@ -73,21 +54,26 @@ class Outcome:
 
 
 class DocumentAccess:
-    """Reads and writes the document of one box. Every method raises ClientError."""
+    """Reads and writes the document of one box. Every method raises ClientError.
 
-    def __init__(self, url: str, api_key_file: Path | None, state_dir: Path) -> None:
-        self._client = AgentClient(url, api_key_file)
+    Without a URL only the disk is tried, without a state folder only the running agent.
+    """
+
+    def __init__(self, url: str | None, api_key_file: Path | None, state_dir: Path | None) -> None:
+        self._client = AgentClient(url, api_key_file) if url is not None else None
         self._state_dir = state_dir
 
     def read(self, *, facts: bool = False) -> Document:
         """The document; without `facts`, only what admins and joins decide."""
         try:
+            if self._client is None:
+                raise _stopped(self._state_dir)
             lines = self._client.get_lines(f"/v1/fleet/document/ops?facts={int(facts)}")
             bundle = read_bundle(lines)
             # The agent has checked its own ops; they are decoded here, not verified again.
             return Document(bundle.genesis, [read_op(raw) for raw in bundle.ops])
         except ClientError as error:
-            if error.code != "agent_unreachable" or not self._state_dir.is_dir():
+            if error.code != "agent_unreachable" or self._state_dir is None or not self._state_dir.is_dir():
                 raise
         except FleetError as error:
             raise ClientError("bad_answer", f"the agent's document cannot be read: {error.message}") from None
@@ -102,7 +88,7 @@ class DocumentAccess:
         try:
             return self._offer_over_http(raws, genesis)
         except ClientError as error:
-            if error.code != "agent_unreachable":
+            if error.code != "agent_unreachable" or self._state_dir is None:
                 raise
             if genesis is None and not self._state_dir.is_dir():
                 raise
@@ -115,12 +101,18 @@ class DocumentAccess:
 
     def _offer_over_http(self, raws: Sequence[bytes], genesis: Genesis | None) -> list[Outcome]:
         outcomes: list[Outcome] = []
+        if self._client is None:
+            raise _stopped(self._state_dir)
         for chunk in _chunks(raws) or [[]]:
             text = "".join(write_bundle(genesis, chunk))
             answer = self._client.post_text("/v1/fleet/document/offer", text)
             with self._client.understood():
                 outcomes += [Outcome(str(one["state"]), str(one["reason"])) for one in answer["outcomes"]]
         return outcomes
+
+
+def _stopped(state_dir: Path | None) -> ClientError:
+    return ClientError("agent_unreachable", f"there is no box in {state_dir}, and no agent was named with --url")
 
 
 def _chunks(raws: Sequence[bytes]) -> list[list[bytes]]:
@@ -133,8 +125,3 @@ def _chunks(raws: Sequence[bytes]) -> list[list[bytes]]:
             size = len(raw) * 4 // 3 + 8
         chunks[-1].append(raw)
     return chunks
-
-
-def environment_file(variable: str) -> Path | None:
-    """A path in an environment variable; None where it is not set or empty."""
-    return Path(os.environ[variable]) if os.environ.get(variable) else None

@@ -18,12 +18,17 @@ _BY_CODE: Final[Mapping[str, int]] = {
     "usage": USAGE,
     "config": USAGE,
     "identity": USAGE,
+    "token": USAGE,
+    "bundle": USAGE,
+    "manifest": USAGE,
     "agent_unreachable": UNREACHABLE,
     "no_capable_peer": UNREACHABLE,
     "peer_unreachable": UNREACHABLE,
     "unauthorized": DENIED,
     "denied": DENIED,
     "refused": DENIED,
+    "expired": DENIED,
+    "other_fleet": DENIED,
 }
 
 

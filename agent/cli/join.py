@@ -1,0 +1,130 @@
+"""`shoal join`: make this box part of a fleet with a token."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from agent.cli.client import ClientError
+from agent.cli.command import Place, box_command
+from agent.cli.output import print_json, printable
+
+if TYPE_CHECKING:
+    from fleet.document.invites import Token
+
+_TOKEN_ENV: Final = "SHOAL_JOIN_TOKEN"  # noqa: S105 - the name of a variable
+#: In the state folder: an agent that starts there and belongs to no fleet joins with it.
+_TOKEN_FILE: Final = "join-token"  # noqa: S105
+_MAX_TOKEN_FILE: Final = 64 * 1024
+#: Seconds the agent may take: every address of the token once, each with its connect time-out.
+_JOIN_LIMIT: Final = 120.0
+
+
+@click.command()
+@click.argument("token", required=False)
+@click.option(
+    "--token-file", type=click.Path(path_type=Path, allow_dash=True), help="file with the token; - for standard input"
+)
+@box_command
+def join(place: Place, form: str, token: str | None, token_file: Path | None) -> None:
+    """Join a fleet with a token that an admin made with `shoal invite`.
+
+    The token comes from --token-file, the environment (SHOAL_JOIN_TOKEN), or the command line, where other users of
+    this machine can see it. With the agent stopped it is kept for its next start.
+    """
+    if token is not None and token_file is not None:
+        raise click.UsageError("give TOKEN or --token-file, not both")
+    read = _read(token, token_file)
+    _check_expiry(read)
+    fleet = {"fleet": read.genesis.fleet_id.hex(), "name": read.genesis.name, "invite": read.invite_id}
+    name = printable(read.genesis.name)
+    try:
+        known = place.access().read().genesis
+    except ClientError as error:
+        if error.code != "agent_unreachable" or place.state_dir is None:
+            raise
+        message = f"{error.message}; there is no box in {place.state_dir} either: make one with: shoal init"
+        raise ClientError(error.code, message) from None
+    if known is not None:
+        if known.fleet_id != read.genesis.fleet_id:
+            raise ClientError("other_fleet", f"this box already belongs to the fleet {known.name!r}")
+        if form == "json":
+            print_json({**fleet, "joined": True, "state": "member"})
+        else:
+            click.echo(f"nothing to do: this box already belongs to {name}")
+        return
+    try:
+        answer = place.client().post("/v1/fleet/join", {"token": read.text()}, limit=_JOIN_LIMIT)
+    except ClientError as error:
+        if error.code != "agent_unreachable" or place.state_dir is None:
+            raise
+        path = _keep(place.state_dir, read)
+        if form == "json":
+            print_json({**fleet, "joined": False, "state": "at_next_start", "file": str(path)})
+        else:
+            click.echo(f"the agent does not run; it will join {name} at its next start (the token is in {path})")
+        return
+    joined, problem = bool(answer.get("joined")), str(answer.get("problem") or "")
+    if not joined:
+        # The agent goes on by itself; whoever waits for the fleet to be there must still be told that it is not.
+        message = f"nobody lets this box in yet: {problem}; the agent keeps trying, see its log and `shoal fleet show`"
+        raise ClientError("peer_unreachable", message, {**fleet, "joined": False, "state": "trying"})
+    if form == "json":
+        print_json({**fleet, "joined": True, "state": "member"})
+    else:
+        click.echo(f"this box is now part of {name}; see: shoal boxes")
+
+
+def _read(token: str | None, token_file: Path | None) -> Token:
+    from fleet.document.invites import read_token
+    from fleet.errors import RefusedOpError
+
+    text = _text(token, token_file)
+    try:
+        return read_token(text)
+    except RefusedOpError as error:
+        raise ClientError("token", error.message, error.details) from None
+
+
+def _text(token: str | None, token_file: Path | None) -> str:
+    if token is not None:
+        return token
+    if token_file is not None and str(token_file) == "-":
+        return sys.stdin.read(_MAX_TOKEN_FILE)
+    if token_file is None:
+        text = os.environ.get(_TOKEN_ENV, "")
+        if not text.strip():
+            raise ClientError("usage", f"give a token: --token-file FILE, {_TOKEN_ENV}, or shoal join TOKEN")
+        return text
+    try:
+        with token_file.open("rb") as file:
+            return file.read(_MAX_TOKEN_FILE).decode("ascii", "replace")
+    except OSError as error:
+        raise ClientError("usage", f"cannot read the token {token_file}: {error.strerror}") from None
+
+
+def _check_expiry(token: Token) -> None:
+    from agent.cli.invite import expired_since
+
+    since = expired_since(token.invite.expires)
+    if since is not None:
+        raise ClientError("expired", f"the invite expired at {since} by this box's clock; ask an admin for a new one")
+
+
+def _keep(state_dir: Path, token: Token) -> Path:
+    """Leave the token for the agent's next start: 0600, whole or not at all, in the place of an earlier one."""
+    path = state_dir / _TOKEN_FILE
+    new = state_dir / f".{_TOKEN_FILE}.{os.getpid()}"
+    try:
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
+            file.write(token.text() + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except OSError as error:
+        raise ClientError("store", f"cannot write {path}: {error.strerror}; run this as the agent's user") from None
+    return path
