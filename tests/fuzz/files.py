@@ -131,7 +131,8 @@ def run_config(data: bytes) -> bool:
     except ConfigError as error:
         message = str(error)
         assert 0 < len(message) <= MAX_CONFIG_ERROR
-        assert all(line.startswith("shoal.yaml:") for line in message.split("\n")[:1])
+        assert message.startswith("shoal.yaml:")
+        assert "JSON" not in message
         return False
     assert config.state_dir.is_absolute()
     assert all(model.path.is_absolute() for model in config.models)
