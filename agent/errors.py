@@ -87,6 +87,12 @@ class LoopDetectedError(AgentError):
     code = "loop_detected"
 
 
+class PeerDeniedError(AgentError):
+    """Every box that was asked says that this box's key may not have jobs run there; an admin of the fleet can."""
+
+    code = "denied"
+
+
 class OverloadedError(AgentError):
     """The queue for the model is full; come back after `retry_after` seconds."""
 

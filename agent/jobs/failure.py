@@ -1,7 +1,26 @@
-"""What the failure of one attempt means for its job: whose fault, whether another box may be asked. Pure."""
+"""What the failure of one attempt means for its job: whose fault, whether another box may be asked. Pure.
+
+This box has checked a request before it asks anybody, so what a peer says against it may be that peer's mistake, or a
+lie. No peer's word ends a job as long as another box may be asked:
+
+| the peer says                     | it counts as         | and if every box that was asked says the same        |
+|-----------------------------------|----------------------|------------------------------------------------------|
+| overloaded                        | busy                 | 429 `overloaded`                                     |
+| bad_request                       | that peer's failure  | 400 `bad_request`: a model's template may refuse     |
+| context_length_exceeded, credible | its context is small | 400 `context_length_exceeded`, with both numbers         |
+| context_length_exceeded, else     | that peer's failure  | 502 `peer_unreachable`                               |
+| loop_detected                     | that peer's failure  | 508 `loop_detected`                                  |
+| model_load                        | that peer's failure  | 500 `model_load`                                     |
+| denied                            | that peer's failure  | 403 `denied`                                         |
+| any other code, known or not      | that peer's failure  | 502 `peer_unreachable`                               |
+
+It is credible that a prompt does not fit if the context is the one that the peer advertises and if the text that was
+sent can have that many tokens; boxes with no larger context are then not asked.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,45 +31,76 @@ from agent.errors import (
     DeadlineError,
     EngineError,
     LoopDetectedError,
+    ModelLoadError,
     OverloadedError,
+    PeerDeniedError,
 )
 from fleet.errors import FleetError, FrameError, RemoteError
+from fleet.net.messages import InferRequest, ModelPresence
 
 #: A busy box that asks for more patience than a day (seconds) is not believed.
 MAX_RETRY_AFTER: Final = 86_400
+#: Characters of a field's name, and of a reason that goes into a header.
+_MAX_PARAM: Final = 64
+_MAX_REASON: Final = 200
+#: No tokenizer makes more tokens of a byte; a normaliser may make several characters of one first.
+_TOKENS_PER_BYTE: Final = 4
+#: What a chat template may add to each message, and to the whole.
+_TOKENS_PER_MESSAGE: Final = 64
+_TOKENS_BESIDE: Final = 1024
+
+#: Codes of peers that become the job's own error where all agree on them.
+_CLAIMS: Final[Mapping[str, type[AgentError]]] = {
+    "bad_request": BadRequestError,
+    "loop_detected": LoopDetectedError,
+    "model_load": ModelLoadError,
+    "denied": PeerDeniedError,
+}
 
 
 @dataclass(frozen=True)
 class Failure:
-    """One attempt's end. `reason` fits a header; `final` is the error to raise at once, None if others may be asked."""
+    """One attempt's end.
+
+    `reason` fits a header. `final` is the error to raise at once, None if others may be asked. `claim` is the error
+    to raise if all that were asked claim the same. `needs_context`: the prompt has so many tokens, so boxes whose
+    context has no more are not asked.
+    """
 
     reason: str
     overloaded: bool = False
     retry_after: int | None = None
     final: AgentError | None = None
+    claim: AgentError | None = None
+    needs_context: int | None = None
 
 
-def of_peer(error: FleetError) -> Failure:
-    """Classify what calling a peer raised."""
+def of_peer(error: FleetError, request: InferRequest, held: ModelPresence | None) -> Failure:
+    """Classify what asking a peer for `request` raised; `held` is its holding of the model as it advertised it."""
     if isinstance(error, FrameError):
         # Our own encoder refused it: no other box would get it either.
         return Failure("too large to send", final=BadRequestError(error.message, details=error.details))
     if not isinstance(error, RemoteError):
-        return Failure(error.message)
-    match error.remote_code:
-        case "bad_request":
-            return Failure("bad request", final=BadRequestError(error.message, details=error.details))
-        case "context_length_exceeded":
-            return Failure("context exceeded", final=ContextLengthError(error.message, details=error.details))
-        case "loop_detected":
-            return Failure("loop", final=LoopDetectedError(error.message, details=error.details))
-        case "overloaded":
-            after = error.details.get("retry_after")
-            # It becomes a header of this box's own answer, so it is held to what one may say.
-            known = after if type(after) is int and 0 <= after <= MAX_RETRY_AFTER else None
-            return Failure("overloaded", overloaded=True, retry_after=known)
-        case code:
-            return Failure(f"{code}: {error.message}")
+        return Failure(error.message[:_MAX_REASON])
+    code, reason = error.remote_code, f"{error.remote_code}: {error.message}"[:_MAX_REASON]
+    if code == "overloaded":
+        after = error.details.get("retry_after")
+        # It becomes a header of this box's own answer, so it is held to what one may say.
+        known = after if type(after) is int and 0 <= after <= MAX_RETRY_AFTER else None
+        return Failure("overloaded", overloaded=True, retry_after=known)
+    if code == "context_length_exceeded":
+        tokens = _credible_prompt(error.details, request, held)
+        if tokens is None or held is None:
+            return Failure(reason)
+        claim = ContextLengthError(
+            f"the prompt has {tokens} tokens and the model's context {held.context_tokens}; shorten the prompt",
+            details={"prompt_tokens": tokens, "context_tokens": held.context_tokens},
+        )
+        return Failure("context exceeded", claim=claim, needs_context=tokens)
+    kind = _CLAIMS.get(code)
+    if kind is None:
+        return Failure(reason)
+    return Failure(reason, claim=kind(error.message, details=_details(code, error.details)))
 
 
 def of_local(error: AgentError) -> Failure:
@@ -60,5 +110,34 @@ def of_local(error: AgentError) -> Failure:
     if isinstance(error, DeadlineError) and error.details.get("phase") in ("total", "client_stalled"):
         return Failure(error.message, final=error)
     if isinstance(error, EngineError | DeadlineError):
-        return Failure(f"{error.code}: {error.message}")
+        return Failure(f"{error.code}: {error.message}"[:_MAX_REASON], claim=error)
     return Failure(error.code, final=error)
+
+
+def agreed(failures: Sequence[Failure]) -> AgentError | None:
+    """The error that every attempt claims; None where one says something else. The last one's words are taken."""
+    claims = [failure.claim for failure in failures]
+    if not claims or len({claim.code if claim else "" for claim in claims}) > 1:
+        return None
+    return claims[-1]
+
+
+def most_prompt_tokens(request: InferRequest) -> int:
+    """How many tokens the prompt of a request can have at the very most, whatever the model."""
+    texts = [request.prompt, request.prefix, *(message.content for message in request.messages)]
+    size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+    return size * _TOKENS_PER_BYTE + len(request.messages) * _TOKENS_PER_MESSAGE + _TOKENS_BESIDE
+
+
+def _credible_prompt(details: Mapping[str, object], request: InferRequest, held: ModelPresence | None) -> int | None:
+    """The tokens of the prompt, where a peer's refusal agrees with what it advertises and what it was sent."""
+    tokens, context = details.get("prompt_tokens"), details.get("context_tokens")
+    if type(tokens) is not int or held is None or context != held.context_tokens:
+        return None
+    return tokens if held.context_tokens <= tokens <= most_prompt_tokens(request) else None
+
+
+def _details(code: str, details: Mapping[str, object]) -> dict[str, object]:
+    """Of what a peer adds to its refusal, the one thing that a client of this box may be told: the field's name."""
+    param = details.get("param")
+    return {"param": param[:_MAX_PARAM]} if code == "bad_request" and isinstance(param, str) else {}

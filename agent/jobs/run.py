@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 import trio
@@ -20,6 +20,7 @@ from agent.errors import (
 )
 from agent.jobs import failure
 from agent.jobs.active import ActiveJobs
+from agent.jobs.answer import AnswerCheck
 from agent.jobs.failure import Failure
 from agent.jobs.job import Emit, Job, Resumed, Routed
 from agent.jobs.neighbourhood import Generate, Neighbourhood
@@ -28,7 +29,7 @@ from agent.log import bound_job
 from agent.routing.decide import Decision, Verdict, decide
 from fleet.errors import FleetError
 from fleet.gossip.presence import MAX_AGE
-from fleet.net.messages import Delta, Finished, InferRequest, Started
+from fleet.net.messages import Delta, Finished, InferRequest, ModelPresence, Started
 
 #: A job is tried on one box and, if that fails before its first token, on at most two others.
 MAX_ATTEMPTS = 3
@@ -103,6 +104,10 @@ class JobRunner:
                 return
             log.warning("job.attempt_failed", box=verdict.name, reason=failed.reason, tokens=progress.tokens)
             progress.failures[target] = failed
+            if progress.routed is not None and failed.final is None and _used_up(job, progress):
+                # It failed between the last token that may be and its end: nothing is missing.
+                await emit(_end(progress))
+                return
             if progress.routed is not None and job.on_interrupt != "resume":
                 raise failed.final or InterruptedJobError(
                     f"{progress.routed.name} failed after {progress.tokens} tokens: {failed.reason}; the text so far"
@@ -117,49 +122,51 @@ class JobRunner:
         self, job: Job, target: str, verdict: Verdict, emit: Emit, progress: _Progress
     ) -> Failure | None:
         """Run (or go on with) the job on one box; returns what failed, None when the job is done."""
-        local = target == self._fleet.peer_id
         request = _continued(job.request, progress)
-        base_tokens = progress.tokens
-        started: Started | None = None
+        held = self._holding(target, request.model)
+        if held is None:
+            return Failure("no longer holds the model")
+        answer = AnswerCheck(request, held.context_tokens)
+        began = trio.current_time()
 
         async def relay(event: EngineEvent) -> None:
-            nonlocal started
+            if answer.finished:
+                return  # it is complete; what a box sends after that is nobody's
             if isinstance(event, Started):
-                started = event
+                answer.start(event)
                 return
-            if started is None:
-                raise FleetError("the box sent tokens before it said that it had started")
+            last: Finished | None = None
+            if isinstance(event, Delta):
+                started = answer.delta(event)
+            else:
+                started, last = answer.finish(event, (trio.current_time() - began) * 1000)
             if progress.routed is None or progress.routed.peer_id != target:
                 await self._announce(target, verdict, started, emit, progress)
             if isinstance(event, Delta):
                 progress.text += event.text
                 progress.tokens += event.tokens
                 await emit(event)
-                return
-            await emit(
-                Finished(
-                    reason=event.reason,
-                    prompt_tokens=progress.prompt_tokens,
-                    completion_tokens=base_tokens + event.completion_tokens,
-                    prefill_ms=event.prefill_ms,
-                    decode_ms=event.decode_ms,
-                )
-            )
+            elif last is not None:
+                await emit(_end(progress, last))
 
         try:
-            if local:
-                held = self._fleet.local_state(job.request.model).model
-                if held is None:
-                    return Failure("no longer holds the model")
-                model_hash = held.hash
-                await watched(self._timeouts, lambda send: self._generate(model_hash, request, send), relay)
+            if target == self._fleet.peer_id:
+                await watched(self._timeouts, lambda send: self._generate(held.hash, request, send), relay)
             else:
                 await watched(self._timeouts, lambda send: self._fleet.infer(target, request, send), relay)
+            answer.end()
         except FleetError as error:
-            return failure.of_peer(error)
+            # A link that breaks between the last event and the end of the call takes nothing from the answer.
+            return None if answer.finished else failure.of_peer(error, request, held)
         except AgentError as error:
             return failure.of_local(error)
         return None
+
+    def _holding(self, target: str, model: str) -> ModelPresence | None:
+        """What a box holds of a model, by its own word."""
+        if target == self._fleet.peer_id:
+            return self._fleet.local_state(model).model
+        return next((peer.model for peer in self._fleet.peer_states(model) if peer.peer_id == target), None)
 
     async def _announce(self, target: str, verdict: Verdict, started: Started, emit: Emit, progress: _Progress) -> None:
         """Tell the client who serves, with the first token: until then another box could still take over."""
@@ -227,6 +234,9 @@ class JobRunner:
 
     def _exhausted(self, progress: _Progress) -> AgentError:
         """Nobody is left to try."""
+        claim = failure.agreed(list(progress.failures.values()))
+        if claim is not None and progress.routed is None:
+            return claim
         tried = "; ".join(f"{self._name(peer)}: {f.reason}" for peer, f in progress.failures.items())
         details = {"tried": [{"peer_id": p, "reason": f.reason} for p, f in progress.failures.items()]}
         if progress.routed is not None:
@@ -244,13 +254,30 @@ class JobRunner:
         return next((p.name for p in self._fleet.peer_states("") if p.peer_id == peer_id), peer_id)
 
 
+def _end(progress: _Progress, last: Finished | None = None) -> Finished:
+    """The last event as the client sees it, over all boxes that had a part in the answer."""
+    return Finished(
+        reason=last.reason if last else "length",
+        prompt_tokens=progress.prompt_tokens,
+        completion_tokens=progress.tokens,
+        prefill_ms=last.prefill_ms if last else 0.0,
+        decode_ms=last.decode_ms if last else 0.0,
+    )
+
+
+def _used_up(job: Job, progress: _Progress) -> bool:
+    """Whether the client has every token it asked for."""
+    most = job.request.sampling.max_tokens
+    return most is not None and progress.tokens >= most
+
+
 def _continued(request: InferRequest, progress: _Progress) -> InferRequest:
     """The request as it stands after the text so far: what exists is a prefix, and counts against max_tokens."""
     if not progress.tokens:
         return request
     sampling = request.sampling
     if sampling.max_tokens is not None:
-        sampling = sampling.model_copy(update={"max_tokens": max(1, sampling.max_tokens - progress.tokens)})
+        sampling = sampling.model_copy(update={"max_tokens": sampling.max_tokens - progress.tokens})
     return request.model_copy(update={"prefix": request.prefix + progress.text, "sampling": sampling})
 
 
@@ -259,13 +286,22 @@ def _without_failed(job: Job, decision: Decision, progress: _Progress, fleet: Ne
     if fleet.peer_id in progress.failures and job.policy == "prefer":
         model = job.request.model
         decision = decide("require", fleet.local_state(model), fleet.peer_states(model), max_age=MAX_AGE)
-    order = tuple(peer for peer in decision.order if peer not in progress.failures)
-    verdicts = tuple(
-        Verdict(v.peer_id, v.name, False, progress.failures[v.peer_id].reason, v.decode_rate)
-        if v.peer_id in progress.failures
-        else v
-        for v in decision.verdicts
-    )
+    needed = max((f.needs_context or 0 for f in progress.failures.values()), default=0)
+    held = {peer.peer_id: peer.model for peer in fleet.peer_states(job.request.model)}
+
+    def too_small(peer_id: str) -> bool:
+        model = held.get(peer_id)
+        return model is not None and model.context_tokens <= needed
+
+    def now(verdict: Verdict) -> Verdict:
+        if verdict.peer_id in progress.failures:
+            return replace(verdict, accepted=False, reason=progress.failures[verdict.peer_id].reason)
+        if verdict.accepted and too_small(verdict.peer_id):
+            return replace(verdict, accepted=False, reason="the prompt is longer than its context")
+        return verdict
+
+    order = tuple(peer for peer in decision.order if peer not in progress.failures and not too_small(peer))
+    verdicts = tuple(now(verdict) for verdict in decision.verdicts)
     return Decision(order, verdicts, decision.refusal if order else decision.refusal or "no_capable_peer")
 
 

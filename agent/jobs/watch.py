@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Awaitable, Callable
 from typing import Literal
 
@@ -22,13 +21,15 @@ async def watched(timeouts: TimeoutsConfig, run: Callable[[EngineEmit], Awaitabl
 
     Raises DeadlineError naming the phase after `run` has been cancelled, which frees the slot it held. Time that
     `emit` takes is not counted against the box that generates: it is the client's, and is bounded by the first-token
-    limit of its own, so that a client that stopped reading does not hold a slot for ever. Cancel-safe.
+    limit of its own, so that a client that stopped reading does not hold a slot for ever. A run that goes on after
+    its Finished is ended without an error once the time between tokens is over. Cancel-safe.
     """
     phase: Phase = "first_token"
+    finished = False
     with trio.move_on_after(timeouts.total) as total, trio.move_on_after(timeouts.first_token) as gap:
 
         async def relay(event: EngineEvent) -> None:
-            nonlocal phase
+            nonlocal phase, finished
             waiting, phase = phase, "client_stalled"
             gap.deadline = trio.current_time() + timeouts.first_token
             await emit(event)
@@ -37,9 +38,12 @@ async def watched(timeouts: TimeoutsConfig, run: Callable[[EngineEmit], Awaitabl
                 timeouts.inter_token if phase == "inter_token" else timeouts.first_token
             )
             if isinstance(event, Finished):
-                gap.deadline = math.inf
+                finished = True
+                gap.deadline = trio.current_time() + timeouts.inter_token
 
         await run(relay)
+    if finished:
+        return
     if total.cancelled_caught:
         raise DeadlineError(f"the job took longer than {timeouts.total:g} s in total", details={"phase": "total"})
     if gap.cancelled_caught:

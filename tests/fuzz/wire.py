@@ -32,12 +32,14 @@ PRESENCE: dict[str, object] = {
          "prefill_rate": None, "running": 1, "queued": 0, "slots": 2},
     ],
 }  # fmt: skip
+_HELD = messages.parse(messages.Presence, PRESENCE).models[0]
 HELLO: dict[str, object] = {"name": "pos-1", "version": "0.1.0", "presence": PRESENCE}
 INFER: dict[str, object] = {
     "v": 1, "job": "job-1", "kind": "chat", "model": "smollm2", "messages": [{"role": "user", "content": "hi"}],
     "prompt": "", "prefix": "", "route": [_PEER], "traceparent": None,
     "sampling": {"max_tokens": 8, "temperature": 0.0, "top_p": 1.0, "seed": 7, "stop": ["\n"]},
 }  # fmt: skip
+_REQUEST = messages.parse(messages.InferRequest, INFER)
 EVENTS: list[dict[str, object]] = [
     {"type": "started", "model": "smollm2", "hash": _HASH, "prompt_tokens": 3},
     {"type": "delta", "text": "né", "tokens": 1},
@@ -176,9 +178,9 @@ def run_refusal(data: bytes) -> bool:
     if not isinstance(frame, frames.Failure):
         return False
     error = RemoteError(frame.code, frame.message, retryable=frame.retryable, details=frame.details)
-    failure = of_peer(error)
+    failure = of_peer(error, _REQUEST, _HELD)
     assert failure.retry_after is None or 0 <= failure.retry_after <= 86_400
-    for raised in (error, failure.final):
+    for raised in (error, failure.final, failure.claim):
         problem = problem_of(raised) if raised is not None else None
         if problem is not None:
             body = encode_json(problem.body())

@@ -13,8 +13,6 @@ from trio.testing import MockClock
 from agent.config import TimeoutsConfig
 from agent.errors import (
     AgentError,
-    BadRequestError,
-    ContextLengthError,
     DeadlineError,
     DrainingError,
     EngineError,
@@ -49,6 +47,7 @@ class Fleet:
     peers: dict[str, Script]
     local: Script | None = None
     down: list[str] = field(default_factory=list)
+    held: dict[str, ModelPresence] = field(default_factory=dict)
     asked: list[tuple[str, InferRequest]] = field(default_factory=list)
     dialled: int = 0
     on_dial: Callable[[], None] = lambda: None
@@ -61,10 +60,13 @@ class Fleet:
 
     def peer_states(self, model: str) -> Sequence[PeerState]:
         up = [
-            PeerState(name, name, True, 1.0, False, holding(rate=100 - i) if model == "m" else None, 0.001)
+            PeerState(name, name, True, 1.0, False, self._held(name, i) if model in ("m", HASH) else None, 0.001)
             for i, name in enumerate(self.peers)
         ]
         return [*up, *(PeerState(name, name, False, 0.0, False, None) for name in self.down)]
+
+    def _held(self, name: str, rank: int) -> ModelPresence:
+        return self.held.get(name, holding()).model_copy(update={"decode_rate": 100.0 - rank})
 
     def known_models(self) -> Sequence[str]:
         return ["m"] if self.peers or self.local else []
@@ -211,10 +213,10 @@ def test_b16_a_job_that_was_here_before_is_a_loop() -> None:
     assert isinstance(result.error, LoopDetectedError)
 
 
-def test_b16_a_loop_seen_by_the_peer_is_final() -> None:
-    fleet = Fleet({"p": fail(RemoteError("loop_detected", "again")), "q": serve(["x"])})
+def test_b16_a_loop_that_every_peer_sees_is_one() -> None:
+    fleet = Fleet({"p": fail(RemoteError("loop_detected", "again")), "q": fail(RemoteError("loop_detected", "again"))})
     assert isinstance(run(fleet).error, LoopDetectedError)
-    assert len(fleet.asked) == 1
+    assert len(fleet.asked) == 2
 
 
 def test_b17_a_peer_dead_before_its_first_token_is_replaced() -> None:
@@ -290,7 +292,7 @@ def test_b20_time_outs_free_the_slot(script: Script, phase: str, seconds: float)
             freed.append(trio.current_time())
             raise
 
-    result = run(Fleet({}, local=watching), job(policy="never"))
+    result = run(Fleet({}, local=watching), job(policy="never", sampling=Sampling(max_tokens=1000)))
     assert isinstance(result.error, AgentError)
     assert len(freed) == 1
     if phase == "total":
@@ -331,21 +333,180 @@ def test_b21_tokens_are_relayed_as_they_come() -> None:
     assert [round(b - a, 3) for a, b in itertools.pairwise(times)] == [0.5, 0.5, 0.5]
 
 
+def too_long(prompt: object, context: object) -> RemoteError:
+    return RemoteError(
+        "context_length_exceeded", "no", details={"prompt_tokens": prompt, "context_tokens": context, "path": "/etc"}
+    )
+
+
+LONG = (ChatMessage(role="user", content="word " * 1000),)
+REFUSALS = [
+    # what a peer says; the error where it is the only one that can be asked; what that error's details hold
+    (RemoteError("bad_request", "no", details={"param": "messages", "x": 1}), "bad_request", {"param": "messages"}),
+    (RemoteError("bad_request", "no", details={"param": {"x": 1}}), "bad_request", {}),
+    (RemoteError("loop_detected", "no"), "loop_detected", {}),
+    (RemoteError("model_load", "no"), "model_load", {}),
+    (RemoteError("denied", "no"), "denied", {}),
+    (too_long(2048, 2048), "context_length_exceeded", {"prompt_tokens": 2048, "context_tokens": 2048}),
+    (too_long(2047, 2048), "peer_unreachable", None),  # it would fit
+    (too_long(9, 4), "peer_unreachable", None),  # not the context it advertises
+    (too_long(30_000, 2048), "peer_unreachable", None),  # not of this prompt
+    (too_long(True, 2048), "peer_unreachable", None),
+    (RemoteError("context_length_exceeded", "no"), "peer_unreachable", None),
+    (RemoteError("overloaded", "no", details={"retry_after": 4}), "overloaded", None),
+    (RemoteError("unauthorized", "no"), "peer_unreachable", None),
+    (RemoteError("model_not_held", "no"), "peer_unreachable", None),
+    (RemoteError("internal", "no"), "peer_unreachable", None),
+    (RemoteError("draining", "no"), "peer_unreachable", None),
+    (RemoteError("made up", "no"), "peer_unreachable", None),
+]
+
+
+@pytest.mark.parametrize(("said", "alone", "details"), REFUSALS)
+def test_no_peers_word_ends_a_job_that_another_box_can_run(
+    said: RemoteError, alone: str, details: dict[str, object] | None
+) -> None:
+    big = holding().model_copy(update={"context_tokens": 4096})
+    asked_next = run(Fleet({"p": fail(said), "q": serve(["ok"])}, held={"q": big}), job(messages=LONG))
+    assert (asked_next.error, asked_next.text) == (None, "ok")
+    for peers in ({"p": fail(said)}, {"p": fail(said), "q": fail(said)}):
+        error = run(Fleet(dict(peers)), job(messages=LONG)).error
+        assert error is not None
+        assert error.code == alone
+        assert details is None or error.details == details
+    error = run(
+        Fleet({"p": fail(said), "q": fail(LinkBrokenError("broke"))}, held={"q": big}), job(messages=LONG)
+    ).error
+    assert isinstance(error, OverloadedError if alone == "overloaded" else PeerUnreachableError)
+    interrupted = run(Fleet({"p": serve(["a"], then=said), "q": serve(["x"])}))
+    assert isinstance(interrupted.error, InterruptedJobError)
+
+
+def test_a_prompt_that_does_not_fit_is_sent_to_boxes_with_a_larger_context_alone() -> None:
+    sizes = {"p": 2048, "q": 2048, "r": 3000, "s": 4096}
+    held = {name: holding().model_copy(update={"context_tokens": size}) for name, size in sizes.items()}
+    peers = {"p": fail(too_long(3000, 2048)), "q": serve(["q"]), "r": serve(["r"]), "s": serve(["s"])}
+    fleet = Fleet(peers, held=held)
+    result = run(fleet, job(messages=LONG))
+    assert result.text == "s"
+    assert [who for who, _ in fleet.asked] == ["p", "s"]
+    routed = result.events[0]
+    assert isinstance(routed, Routed)
+    assert "q=the prompt is longer than its context" in routed.route
+
+
+def answer(*events: object) -> Script:
+    """A peer that answers with just these events, and ends the call without an error."""
+
+    async def script(request: InferRequest, emit: EngineEmit) -> None:
+        for event in events:
+            assert isinstance(event, Started | Delta | Finished)
+            await emit(event)
+
+    return script
+
+
+def finish(**changes: object) -> Finished:
+    fields = {"reason": "stop", "prompt_tokens": 5, "completion_tokens": 1, "prefill_ms": 1.0, "decode_ms": 1.0}
+    return Finished.model_validate({**fields, **changes})
+
+
+STARTED = Started(model="m", hash=HASH, prompt_tokens=5)
+WORD = Delta(text="a")
+
+
 @pytest.mark.parametrize(
-    ("remote", "expected"),
+    "events",
     [
-        (RemoteError("bad_request", "no"), BadRequestError),
-        (
-            RemoteError("context_length_exceeded", "n", details={"prompt_tokens": 9, "context_tokens": 4}),
-            ContextLengthError,
-        ),
+        (),
+        (STARTED,),
+        (WORD, finish()),
+        (finish(),),
+        (STARTED, STARTED, WORD, finish()),
+        (Started(model="m", hash=HASH, prompt_tokens=1 << 50), WORD, finish()),
+        (STARTED, Delta(text="a", tokens=11), finish()),
+        (STARTED, Delta(text="a" * 60_000), finish()),
     ],
 )
-def test_the_clients_own_mistake_is_not_tried_elsewhere(remote: RemoteError, expected: type[AgentError]) -> None:
-    fleet = Fleet({"p": fail(remote), "q": serve(["x"])})
+def test_b17_an_answer_that_is_none_is_the_peers_failure(events: Sequence[object]) -> None:
+    fleet = Fleet({"p": answer(*events), "q": serve(["ok"])})
     result = run(fleet)
-    assert isinstance(result.error, expected)
-    assert len(fleet.asked) == 1
+    assert (result.error, result.text) == (None, "ok")
+    assert [who for who, _ in fleet.asked] == ["p", "q"]
+    alone = run(Fleet({"p": answer(*events)}))
+    assert isinstance(alone.error, PeerUnreachableError)
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        (),  # no end
+        (STARTED, finish()),
+        (Delta(text="a", tokens=1 << 53), finish()),
+        (Delta(text="a" * 20_000), finish()),
+        (*[Delta(text="", tokens=0)] * 17, finish()),
+        (*[Delta(text="a" * 9_000, tokens=0)] * 2, finish()),
+    ],
+)
+def test_b18_an_answer_that_goes_wrong_after_its_first_token_is_an_interruption(rest: Sequence[object]) -> None:
+    result = run(Fleet({"p": answer(STARTED, WORD, *rest), "q": serve(["x"])}))
+    assert isinstance(result.error, InterruptedJobError)
+    assert len(result.text) < 20_000
+    assert not any(isinstance(event, Finished) for event in result.events)
+
+
+def test_an_answer_of_more_than_max_tokens_is_cut_there() -> None:
+    result = run(Fleet({"p": answer(STARTED, *[WORD] * 50, finish(completion_tokens=50)), "q": serve(["x"])}))
+    assert result.error is None
+    assert result.text == "a" * 10
+    last = result.events[-1]
+    assert isinstance(last, Finished)
+    assert (last.reason, last.completion_tokens) == ("length", 10)
+
+
+def test_without_max_tokens_an_answer_ends_with_the_context_that_its_box_advertises() -> None:
+    free = job(sampling=Sampling())
+    result = run(Fleet({"p": answer(STARTED, *[WORD] * 2049, finish())}), free)
+    assert isinstance(result.error, InterruptedJobError)
+    assert len(result.text) == 2048
+
+
+def test_a_hash_that_was_asked_for_is_the_one_that_serves() -> None:
+    other = Started(model="m", hash="sha256:" + "2" * 64, prompt_tokens=5)
+    asked = job(model=HASH)
+    fleet = Fleet({"p": answer(other, WORD, finish()), "q": serve(["ok"])})
+    assert run(fleet, asked).text == "ok"
+    assert len(fleet.asked) == 2
+
+
+def test_usage_is_what_came_and_no_time_is_longer_than_the_job() -> None:
+    lies = finish(prompt_tokens=1 << 50, completion_tokens=1 << 50, prefill_ms=1e308, decode_ms=1e308)
+
+    async def slow(request: InferRequest, emit: EngineEmit) -> None:
+        await trio.sleep(2)
+        await answer(STARTED, WORD, WORD, lies)(request, emit)
+
+    last = run(Fleet({"p": slow})).events[-1]
+    assert isinstance(last, Finished)
+    assert (last.prompt_tokens, last.completion_tokens) == (5, 2)
+    assert (last.prefill_ms, last.decode_ms) == (pytest.approx(2000), pytest.approx(2000))
+
+
+def test_what_comes_after_the_end_of_an_answer_changes_nothing() -> None:
+    async def never_ends(request: InferRequest, emit: EngineEmit) -> None:
+        await answer(STARTED, WORD, finish(), finish(), WORD, STARTED)(request, emit)
+        await trio.sleep_forever()
+
+    async def breaks(request: InferRequest, emit: EngineEmit) -> None:
+        await answer(STARTED, WORD, finish())(request, emit)
+        raise LinkBrokenError("broke")
+
+    for script, seconds in ((never_ends, 10.0), (breaks, 0.0)):
+        fleet = Fleet({"p": script, "q": serve(["x"])})
+        result = run(fleet, job(on_interrupt="resume"))
+        assert (result.error, result.text, len(fleet.asked)) == (None, "a", 1)
+        assert sum(isinstance(event, Finished) for event in result.events) == 1
+        assert result.seconds == pytest.approx(seconds)
 
 
 def test_b40_overloaded_everywhere_is_429_with_the_longest_wait() -> None:
