@@ -58,7 +58,7 @@ def test_every_configuration_key_is_described() -> None:
     assert set(keys_of(Config)) == described - set(OVERRIDES) - {
         "SHOAL_IDENTITY_SEED",
         "SHOAL_IDENTITY_SEED_FILE",
-    } - {"net.allow"}
+    }
     assert set(OVERRIDES) <= described
 
 
