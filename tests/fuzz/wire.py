@@ -179,7 +179,7 @@ def run_refusal(data: bytes) -> bool:
         return False
     error = RemoteError(frame.code, frame.message, retryable=frame.retryable, details=frame.details)
     failure = of_peer(error, _REQUEST, _HELD)
-    assert failure.retry_after is None or 0 <= failure.retry_after <= 86_400
+    assert failure.retry_after is None or (type(failure.retry_after) is int and 0 <= failure.retry_after <= 86_400)
     for raised in (error, failure.final, failure.claim):
         problem = problem_of(raised) if raised is not None else None
         if problem is not None:
@@ -294,6 +294,7 @@ WIRE = (
             lambda n: b"\x00\x00\x10\x00\x00" + bytes(n),
             lambda n: b"\x03" + b"\xff" * n,
         ],
+        max_len=512,
         # Three decoders, and every frame that was found, kept.
         memory=300,
     ),
