@@ -93,6 +93,12 @@ class PeerDeniedError(AgentError):
     code = "denied"
 
 
+class RefusedByPeersError(AgentError):
+    """Every box that could serve refuses this box's key at the handshake; `details["candidates"]` names them."""
+
+    code = "refused"
+
+
 class OverloadedError(AgentError):
     """The queue for the model is full; come back after `retry_after` seconds."""
 

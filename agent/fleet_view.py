@@ -77,6 +77,7 @@ class FleetView:
     def peer_states(self, model: str) -> Sequence[PeerState]:
         """Every peer that ever spoke to this process, and every configured one that has not."""
         now = trio.current_time()
+        refusing = {n.peer_id for n in self.node.neighbours() if n.state == "refused"}
         states = []
         for peer_id, seen in self.presence.all().items():
             link = self.node.link(peer_id)
@@ -89,11 +90,21 @@ class FleetView:
                     draining=seen.presence.state == "draining",
                     model=_find(seen.presence, model),
                     rtt=link.rtt if link else None,
+                    refused=peer_id in refusing,
                 )
             )
         known = {state.peer_id for state in states}
         states += [
-            PeerState(n.peer_id, self.name_of(n.peer_id), connected=False, age=0.0, draining=False, model=None)
+            PeerState(
+                n.peer_id,
+                self.name_of(n.peer_id),
+                connected=False,
+                age=0.0,
+                draining=False,
+                model=None,
+                heard=False,
+                refused=n.peer_id in refusing,
+            )
             for n in self.node.neighbours()
             if n.peer_id not in known
         ]
@@ -108,8 +119,15 @@ class FleetView:
         return sorted(names)
 
     def unheard(self) -> Sequence[str]:
-        """Names of neighbours that are down now: what they hold may be more than is known."""
-        return [self.name_of(n.peer_id) for n in self.node.neighbours() if self.node.link(n.peer_id) is None]
+        """Names of neighbours that are down now and may come up: what they hold may be more than is known.
+
+        One that refused this box's key is none of them: only a person can change that.
+        """
+        return [
+            self.name_of(n.peer_id)
+            for n in self.node.neighbours()
+            if n.state not in ("refused", "denied") and self.node.link(n.peer_id) is None
+        ]
 
     def dial_now(self) -> None:
         """Dial neighbours that are down without waiting for their turn."""

@@ -164,6 +164,9 @@ def _keep_piece(_piece: str) -> None:
 def _first_model(client: AgentClient) -> str:
     with client.understood():
         models = [str(model["id"]) for model in client.get("/v1/models")["data"]]
+        states = [] if models else [peer["state"] for peer in client.get("/v1/fleet/peers")["peers"]]
+    if states and all(state == "refused" for state in states):
+        raise ClientError("refused", "every box that this one knows refuses its key; see `shoal peers`")
     if not models:
         raise ClientError(
             "no_capable_peer", "no model is held here or by a connected box; see `shoal peers` and `shoal doctor`"

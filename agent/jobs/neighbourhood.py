@@ -31,7 +31,7 @@ class Neighbourhood(Protocol):
         """Names of all models that this box or a connected peer holds."""
 
     def unheard(self) -> Sequence[str]:
-        """Names of configured neighbours that are down and may hold more than is known."""
+        """Names of neighbours that are down, may come up, and may hold more than is known."""
 
     def dial_now(self) -> None:
         """Dial neighbours that are down without waiting for their turn."""

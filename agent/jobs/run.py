@@ -17,6 +17,7 @@ from agent.errors import (
     NoLocalModelError,
     OverloadedError,
     PeerUnreachableError,
+    RefusedByPeersError,
 )
 from agent.jobs import failure
 from agent.jobs.active import ActiveJobs
@@ -218,8 +219,17 @@ class JobRunner:
                 f"this box does not hold {model!r} and the request forbids asking another (X-Shoal-Offload: never)",
                 details={"candidates": _candidates(decision)},
             )
+        peers = self._fleet.peer_states(model)
+        refusing = [peer.name for peer in peers if peer.refused and not peer.connected and peer.may_hold]
+        others = any(peer.model is not None and peer.name not in refusing for peer in peers)
+        if refusing and not others and not self._fleet.unheard():
+            return RefusedByPeersError(
+                f"{', '.join(refusing)} may hold {model!r} but refuses this box's key {self._fleet.peer_id}; an admin"
+                " of that fleet has to let it in, with an invite or by allowing the key",
+                details={"candidates": _candidates(decision)},
+            )
         known = self._fleet.known_models()
-        held_somewhere = any(peer.model is not None for peer in self._fleet.peer_states(model))
+        held_somewhere = any(peer.model is not None for peer in peers)
         here = self._fleet.local_state(model).model is not None
         if known and not held_somewhere and not here and not self._fleet.unheard():
             return ModelNotFoundError(

@@ -15,7 +15,8 @@ Policy = Literal["never", "prefer", "require"]
 class PeerState:
     """A peer as this box knows it. `age` is seconds since its last presence, `rtt` seconds or None before a ping.
 
-    `model` is its holding of the model asked for, None when it does not hold it.
+    `model` is its holding of the model asked for, None when it does not hold it or (not `heard`) has never said.
+    `refused`: it turned this box's key away at the last attempt to connect.
     """
 
     peer_id: str
@@ -25,6 +26,13 @@ class PeerState:
     draining: bool
     model: ModelPresence | None
     rtt: float | None = None
+    heard: bool = True
+    refused: bool = False
+
+    @property
+    def may_hold(self) -> bool:
+        """Whether it holds the model, or nobody knows."""
+        return self.model is not None or not self.heard
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,8 @@ class Decision:
 def judge_peer(peer: PeerState, max_age: float) -> Verdict:
     """Whether a peer can be asked at all."""
     rate = peer.model.decode_rate if peer.model else None
+    if peer.refused and not peer.connected:
+        return Verdict(peer.peer_id, peer.name, False, "refuses this box's key", rate)
     if not peer.connected:
         return Verdict(peer.peer_id, peer.name, False, "not connected", rate)
     if peer.age > max_age:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -256,6 +258,23 @@ def test_b5_no_model_and_no_peer(tmp_path: Path) -> None:
         assert error["details"]["candidates"][0]["reason"] == "does not hold the model"
         streamed = ask(sensor, stream=True)
         assert streamed.status_code == 503
+
+
+def test_b25_a_refused_key_is_told_to_the_asker_at_once(tmp_path: Path) -> None:
+    with agents(tmp_path, {"sensor-1": {}, "jetson-1": {}}, members=["jetson-1"]) as (sensor, _):
+        wait_until(lambda: [p["state"] for p in peers(sensor)] == ["refused"])
+        began = time.monotonic()
+        answer = ask(sensor)
+        assert time.monotonic() - began < 2.0
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "refused")
+        assert sensor.peer_id in answer.json()["error"]["message"]
+        for more in ([], ["--model", MODEL]):
+            chat = subprocess.run(
+                [sys.executable, "-m", "agent.cli.main", "chat", "hi", "--url", sensor.url, *more],
+                capture_output=True, text=True, timeout=60, check=False,
+            )  # fmt: skip
+            assert chat.returncode == 4, chat.stderr
+            assert "key" in chat.stderr
 
 
 def request_body(asker: str, **changes: Any) -> dict[str, Any]:

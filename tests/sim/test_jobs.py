@@ -22,6 +22,7 @@ from agent.errors import (
     NoCapablePeerError,
     OverloadedError,
     PeerUnreachableError,
+    RefusedByPeersError,
 )
 from agent.jobs.active import ActiveJobs
 from agent.jobs.job import Job, JobEvent, Resumed, Routed
@@ -48,6 +49,8 @@ class Fleet:
     local: Script | None = None
     down: list[str] = field(default_factory=list)
     held: dict[str, ModelPresence] = field(default_factory=dict)
+    #: Peers that refuse this box's key: whether they were heard before, and what they held then.
+    refusing: dict[str, tuple[bool, ModelPresence | None]] = field(default_factory=dict)
     asked: list[tuple[str, InferRequest]] = field(default_factory=list)
     dialled: int = 0
     on_dial: Callable[[], None] = lambda: None
@@ -63,7 +66,12 @@ class Fleet:
             PeerState(name, name, True, 1.0, False, self._held(name, i) if model in ("m", HASH) else None, 0.001)
             for i, name in enumerate(self.peers)
         ]
-        return [*up, *(PeerState(name, name, False, 0.0, False, None) for name in self.down)]
+        down = [PeerState(name, name, False, 0.0, False, None, heard=False) for name in self.down]
+        refusing = [
+            PeerState(name, name, False, 5.0, False, held, heard=heard, refused=True)
+            for name, (heard, held) in self.refusing.items()
+        ]
+        return [*up, *down, *refusing]
 
     def _held(self, name: str, rank: int) -> ModelPresence:
         return self.held.get(name, holding()).model_copy(update={"decode_rate": 100.0 - rank})
@@ -206,6 +214,31 @@ def test_a_neighbour_that_is_down_is_dialled_and_waited_for() -> None:
     result = run(fleet)
     assert result.text == "late"
     assert fleet.dialled == 1
+
+
+@pytest.mark.parametrize("knows", [(False, None), (True, holding())])
+def test_b25_holders_that_refuse_this_boxs_key_are_named_at_once(knows: tuple[bool, ModelPresence | None]) -> None:
+    result = run(Fleet({}, refusing={"p": knows}))
+    assert isinstance(result.error, RefusedByPeersError)
+    assert "p may hold 'm' but refuses this box's key me" in result.error.message
+    assert {"peer_id": "p", "name": "p", "reason": "refuses this box's key"}.items() <= candidate(result, "p").items()
+    assert result.seconds == 0
+
+
+def test_a_refusal_that_is_not_the_reason_is_not_given_as_one() -> None:
+    heard_without = {"p": (True, None)}
+    assert isinstance(run(Fleet({}, refusing=heard_without)).error, NoCapablePeerError)
+    assert isinstance(run(Fleet({}, down=["q"], refusing={"p": (False, None)})).error, NoCapablePeerError)
+    served = run(Fleet({"q": serve(["ok"])}, refusing={"p": (True, holding())}))
+    assert (served.error, served.text) == (None, "ok")
+
+
+def candidate(result: Result, name: str) -> dict[str, object]:
+    assert result.error is not None
+    candidates = result.error.details["candidates"]
+    assert isinstance(candidates, list)
+    found: dict[str, object] = next(one for one in candidates if one["name"] == name)
+    return found
 
 
 def test_b16_a_job_that_was_here_before_is_a_loop() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -42,6 +43,7 @@ def test_b2_a_box_that_holds_the_model_runs_it() -> None:
 def test_b5_nobody_can_and_every_box_says_why() -> None:
     peers = [
         peer("off", model(), connected=False),
+        replace(peer("closed", None, connected=False), refused=True),
         peer("old", model(), age=91),
         peer("bye", model(), draining=True),
         peer("none", None),
@@ -53,6 +55,7 @@ def test_b5_nobody_can_and_every_box_says_why() -> None:
     assert [str(v) for v in decision.verdicts] == [
         "here=does not hold the model",
         "off=not connected",
+        "closed=refuses this box's key",
         "old=silent for 91 s",
         "bye=shutting down",
         "none=does not hold the model",
