@@ -202,7 +202,7 @@ class RealFleet:
         one_side = set(self.rng.sample(self.names, len(self.names) // 2))
         self.net.apart = lambda a, b: (a in one_side) != (b in one_side)
         ops = []
-        for box in self.rng.sample(self.boxes, 20):
+        for box in self.rng.sample(self.boxes, 6):
             ops.append(await box.replica.write(box.who, "node", "node", fact_body(7)))
             await trio.sleep(1)
         await trio.sleep(20)
