@@ -65,11 +65,11 @@ def load(path: Path, env: Mapping[str, str] = os.environ) -> Config:
 
 def parse(text: str, source: str, folder: Path, env: Mapping[str, str]) -> Config:
     """Check the text of a configuration; `source` is what error messages call it, `folder` where its paths start."""
-    problems = _Problems(source)
+    problems = Problems(source)
     values = _read_yaml(text, problems)
     problems.stop_if_any(fatal=True)
     _override(values, env, problems)
-    values = _without_empty(values, Config)
+    values = without_empty(values, Config)
     _check_network(values, problems)
     _check_names(values, problems)
     try:
@@ -77,7 +77,7 @@ def parse(text: str, source: str, folder: Path, env: Mapping[str, str]) -> Confi
         config = Config.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         for problem in error.errors(include_url=False):
-            problems.add(problem["loc"], _explain(problem["loc"], problem))
+            problems.add(problem["loc"], explain(problem["loc"], problem))
         config = None
     resolved = _resolve_paths(config, folder.absolute(), problems) if config is not None else None
     problems.stop_if_any()
@@ -85,8 +85,8 @@ def parse(text: str, source: str, folder: Path, env: Mapping[str, str]) -> Confi
     return resolved
 
 
-class _Problems:
-    """Everything found wrong so far, and where each key and list item stands (lines from 1)."""
+class Problems:
+    """Everything found wrong so far in one file, and where each key and list item stands (lines from 1)."""
 
     def __init__(self, source: str) -> None:
         self.lines: dict[_Path, int] = {(): 1}
@@ -118,40 +118,50 @@ class _Problems:
             raise ConfigError("\n".join(texts[:MAX_PROBLEMS] + more))
 
 
-def _read_yaml(text: str, problems: _Problems) -> dict[str, Any]:
+def _read_yaml(text: str, problems: Problems) -> dict[str, Any]:
     """The plain values of a YAML text; notes the line of every key and list item."""
-    try:
-        if not _is_bounded(text, problems):
-            return {}
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        what = getattr(error, "problem", None) or getattr(error, "reason", None) or "not valid"
-        problems.add_line(mark.line + 1 if mark else 1, f"not valid YAML: {what}", fatal=True)
-        return {}
-    except (ValueError, OverflowError):
-        # PyYAML 6.0.3 lets these out of its scanner: "\UFFFFFFFF", and %YAML with a version of 5,000 digits.
-        problems.add_line(1, "not valid YAML: an escape or a version is no such number", fatal=True)
-        return {}
+    roots = compose(text, problems)
+    root = roots[0] if roots else None
     if root is None:
         return {}
     if not isinstance(root, yaml.MappingNode):
         problems.add_line(1, "the file must be a mapping of keys to values", fatal=True)
         return {}
-    values = _plain(root, (), problems)
+    values = plain_value(root, (), problems)
     assert isinstance(values, dict)
     return values
 
 
-def _is_bounded(text: str, problems: _Problems) -> bool:
+def compose(text: str, problems: Problems, most: int = 1) -> list[yaml.Node]:
+    """The documents of a YAML text, at most `most` of them, once their size and nesting are found within limits."""
+    try:
+        if not _is_bounded(text, problems, most):
+            return []
+        return [root for root in yaml.compose_all(text, Loader=yaml.SafeLoader) if root is not None]
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        what = getattr(error, "problem", None) or getattr(error, "reason", None) or "not valid"
+        problems.add_line(mark.line + 1 if mark else 1, f"not valid YAML: {what}", fatal=True)
+    except (ValueError, OverflowError):
+        # PyYAML 6.0.3 lets these out of its scanner: "\UFFFFFFFF", and %YAML with a version of 5,000 digits.
+        problems.add_line(1, "not valid YAML: an escape or a version is no such number", fatal=True)
+    return []
+
+
+def _is_bounded(text: str, problems: Problems, most: int) -> bool:
     """Check size and nesting on the stream of events, before anything recursive or multiplying is done with them."""
-    depth = 0
+    depth = documents = 0
     for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
         line = event.start_mark.line + 1 if event.start_mark else 1
         if isinstance(event, yaml.AliasEvent):
             problems.add_line(
                 line, f"aliases (*{(event.anchor or '')[:40]}) are not supported; write the value", fatal=True
             )
+            return False
+        documents += isinstance(event, yaml.DocumentStartEvent)
+        if documents > most:
+            more = "a second document" if most == 1 else f"more than {most} documents"
+            problems.add_line(line, f"{more} starts here; put it into a file of its own", fatal=True)
             return False
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
@@ -166,11 +176,12 @@ def _is_bounded(text: str, problems: _Problems) -> bool:
     return True
 
 
-def _plain(node: Any, path: _Path, problems: _Problems) -> Any:
+def plain_value(node: Any, path: _Path, problems: Problems) -> Any:
+    """The plain value of a YAML node at a location; notes the line of every key and list item below it."""
     line = node.start_mark.line + 1
     problems.lines.setdefault(path, line)
     if isinstance(node, yaml.SequenceNode):
-        return [_plain(item, (*path, index), problems) for index, item in enumerate(node.value)]
+        return [plain_value(item, (*path, index), problems) for index, item in enumerate(node.value)]
     if isinstance(node, yaml.MappingNode):
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
@@ -184,12 +195,10 @@ def _plain(node: Any, path: _Path, problems: _Problems) -> Any:
                 continue
             if key in values:
                 first = problems.lines[(*path, key)]
-                problems.add_line(
-                    key_line, f"{_dotted((*path, key))} is given twice, first on line {first}", fatal=True
-                )
+                problems.add_line(key_line, f"{dotted((*path, key))} is given twice, first on line {first}", fatal=True)
                 continue
             problems.lines[(*path, key)] = key_line
-            values[key] = _plain(value_node, (*path, key), problems)
+            values[key] = plain_value(value_node, (*path, key), problems)
         return values
     loader = yaml.SafeLoader("")
     try:
@@ -205,7 +214,7 @@ def _plain(node: Any, path: _Path, problems: _Problems) -> Any:
         return value
     if node.tag == "tag:yaml.org,2002:timestamp":
         return node.value
-    problems.add_line(line, f"{_dotted(path)}: {node.value[:40]!r} is not a value that is used here", fatal=True)
+    problems.add_line(line, f"{dotted(path)}: {node.value[:40]!r} is not a value that is used here", fatal=True)
     return None
 
 
@@ -214,7 +223,7 @@ def _is_unicode(text: str) -> bool:
     return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
 
 
-def _override(values: dict[str, Any], env: Mapping[str, str], problems: _Problems) -> None:
+def _override(values: dict[str, Any], env: Mapping[str, str], problems: Problems) -> None:
     for variable, path in OVERRIDES.items():
         if not env.get(variable):
             continue
@@ -230,7 +239,7 @@ def _override(values: dict[str, Any], env: Mapping[str, str], problems: _Problem
             problems.variables[path] = variable
 
 
-def _without_empty(values: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+def without_empty(values: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
     """Known keys that have nothing behind the colon count as not given, as when all of a list is commented out."""
     kept = {}
     for key, value in values.items():
@@ -239,21 +248,22 @@ def _without_empty(values: dict[str, Any], model: type[BaseModel]) -> dict[str, 
             continue
         inner = next(_models_in(field.annotation), None) if field is not None else None
         if inner is not None and isinstance(value, dict):
-            value = _without_empty(value, inner)
+            value = without_empty(value, inner)
         elif inner is not None and isinstance(value, list):
-            value = [_without_empty(item, inner) if isinstance(item, dict) else item for item in value]
+            value = [without_empty(item, inner) if isinstance(item, dict) else item for item in value]
         kept[key] = value
     return kept
 
 
-def _explain(location: _Path, problem: Mapping[str, Any]) -> str:
-    where, context = _dotted(location), problem.get("ctx", {})
+def explain(location: _Path, problem: Mapping[str, Any], model: type[BaseModel] = Config) -> str:
+    """A finding of pydantic about a file that `model` describes, as a sentence that says what is allowed."""
+    where, context = dotted(location), problem.get("ctx", {})
     given = problem.get("input")
     shown = f", not {given!r}" if isinstance(given, str | int | float) and len(str(given)) < 60 else ""
     match problem["type"]:
         case "extra_forbidden":
-            section, key = _dotted(location[:-1]), str(location[-1])[:60]
-            valid = _keys_at(location[:-1])
+            section, key = dotted(location[:-1]), str(location[-1])[:60]
+            valid = _keys_at(location[:-1], model)
             near = difflib.get_close_matches(key.lower(), valid, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
             return f"unknown key {key!r}{f' in {section}' if section else ''}; {hint}"
@@ -284,14 +294,13 @@ def _explain(location: _Path, problem: Mapping[str, Any]) -> str:
         case "tuple_type":
             return f"{where}: must be a list{shown}; write each item on its own line after '- '"
         case "model_type":
-            return f"{where}: must be a mapping with the keys {', '.join(_keys_at(location))}{shown}"
+            return f"{where}: must be a mapping with the keys {', '.join(_keys_at(location, model))}{shown}"
         case _:
             return f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}{shown}"
 
 
-def _keys_at(location: _Path) -> list[str]:
-    """The valid keys of the section at `location`."""
-    model: type[BaseModel] = Config
+def _keys_at(location: _Path, model: type[BaseModel]) -> list[str]:
+    """The valid keys of the section at `location` of what `model` describes."""
     for part in location:
         if isinstance(part, str):
             model = next(_models_in(model.model_fields[part].annotation))
@@ -305,7 +314,7 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models_in(inner)
 
 
-def _check_network(values: Mapping[str, Any], problems: _Problems) -> None:
+def _check_network(values: Mapping[str, Any], problems: Problems) -> None:
     """What types alone do not say: addresses and keys that can work. Other types than expected are left alone."""
     net, http = _section(values, "net"), _section(values, "http")
     for key, problem_of in (("listen", listen_problem), ("peers", peer_problem)):
@@ -318,7 +327,7 @@ def _check_network(values: Mapping[str, Any], problems: _Problems) -> None:
         problems.add(("http", "listen"), f"http.listen: {problem}")
 
 
-def _check_names(values: Mapping[str, Any], problems: _Problems) -> None:
+def _check_names(values: Mapping[str, Any], problems: Problems) -> None:
     """Two models that requests could not tell apart; a model without a name has that of its file."""
     seen: dict[str, int] = {}
     for index, model in enumerate(_list(values, "models")):
@@ -341,7 +350,8 @@ def _list(values: Mapping[str, Any], key: str) -> list[Any]:
     return items if isinstance(items, list) else []
 
 
-def _dotted(location: _Path) -> str:
+def dotted(location: _Path) -> str:
+    """A location as people write it: `models[0].path`."""
     text = ""
     for part in location:
         if isinstance(part, str) and not (part.isprintable() and len(part) <= 64):
@@ -350,12 +360,12 @@ def _dotted(location: _Path) -> str:
     return text
 
 
-def _resolve_paths(config: Config, folder: Path, problems: _Problems) -> Config:
+def _resolve_paths(config: Config, folder: Path, problems: Problems) -> Config:
     def absolute(path: Path | None, *location: str | int) -> Path | None:
         try:
             return folder / path.expanduser() if path is not None else None
         except RuntimeError:
-            problems.add(location, f"{_dotted(location)}: there is no such user as in {short(str(path))}")
+            problems.add(location, f"{dotted(location)}: there is no such user as in {short(str(path))}")
             return path
 
     models = [
