@@ -149,7 +149,8 @@ class World:
     def _invite(self, rng: random.Random, home: int) -> None:
         invite = rng.choice(INVITES)
         bound = pk(rng.choice(JOINERS)) if rng.random() < 0.2 else None
-        body = {"key": pk("token " + invite), "uses": rng.choice((0, 1, 2, 3, 3, 3)), "expires": 0, "for": bound, "labels": {}}
+        uses = rng.choice((0, 1, 2, 3, 3, 3))
+        body = {"key": pk("token " + invite), "uses": uses, "expires": 0, "for": bound, "labels": {}}
         self._govern(rng, home, "cfg", f"invite/{invite}", body)
 
     def _join(self, rng: random.Random, home: int) -> None:
