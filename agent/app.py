@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 import trio
@@ -16,6 +16,7 @@ from agent.errors import AgentError
 from agent.fleet_view import FleetView
 from agent.gossiping import Gossiping
 from agent.http.document_socket import DocumentSocket
+from agent.http.open_requests import OpenRequests
 from agent.http.server import serve
 from agent.jobs.active import ActiveJobs
 from agent.jobs.lend import Lender
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("shoal")
 
+#: Seconds for telling clients and peers that their jobs end here.
+_FAREWELL: Final = 1.0
 #: The scope a peer needs to have jobs run here.
 SCOPE_INFER = "infer"
 
@@ -50,8 +53,9 @@ SCOPE_INFER = "infer"
 def run_agent(config: Config, identity: Identity) -> int:
     """Run one agent until SIGTERM or SIGINT; returns the exit code of the process.
 
-    The first signal drains: no new jobs, running ones may finish within `timeouts.drain`, then everything stops and
-    no child is left. A second signal skips the wait. An error that makes it impossible to run (a port in use, a
+    The first signal drains: no new jobs, running ones may finish within `timeouts.drain`, then those that are left
+    end with an error that their clients and peers are told, everything stops and no child is left. A second signal
+    skips the wait. An error that makes it impossible to run (a port in use, a
     state folder in use) is logged with its remedy and returns 1.
     """
     failed = False
@@ -73,6 +77,7 @@ async def _main(config: Config, identity: Identity) -> None:
     membership = Membership(config.state_dir, identity)
     membership.open()
     active = ActiveJobs()
+    requests = OpenRequests()
     gate = Gate(membership.allowed, on_refused=_log_refusal)
     router = Router(authorise=membership.authorise)
     view = FleetView(config.name, VERSION, membership.name_of, lambda: active.draining)
@@ -139,7 +144,7 @@ async def _main(config: Config, identity: Identity) -> None:
             nursery.start_soon(joining.run)
             if token is not None and membership.replica is None:
                 joining.ask(token)
-            host, port = await nursery.start(_serve_http, services, config, DocumentSocket(materialised.find))
+            host, port = await nursery.start(_serve_http, services, config, DocumentSocket(materialised.find), requests)
             log.info(
                 "agent.ready",
                 name=config.name,
@@ -149,7 +154,12 @@ async def _main(config: Config, identity: Identity) -> None:
                 addrs=list(node.addrs()),
                 models=[held.name for held in pool.models()],
             )
-            await _drain_on_signal(signals, active, node, view, config.timeouts.drain)
+            await _drain_on_signal(signals, active, view, config.timeouts.drain)
+            active.end_now()
+            with trio.move_on_after(_FAREWELL):
+                await active.wait_idle()
+                await requests.wait_none()
+            await own_facts.flush(last=True)
             await node.close_links("shutting down")
             nursery.cancel_scope.cancel()
     log.info("agent.stopped", name=config.name)
@@ -165,16 +175,16 @@ async def _serve_http(
     services: AgentServices,
     config: Config,
     socket: DocumentSocket,
+    requests: OpenRequests,
     *,
     task_status: TaskStatus[tuple[str, int]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    await serve(services, config.http, socket, task_status=task_status)
+    await serve(services, config.http, socket, requests, task_status=task_status)
 
 
 async def _drain_on_signal(
     signals: AsyncIterator[int],
     active: ActiveJobs,
-    node: Node,
     view: FleetView,
     grace: float,
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
@@ -17,7 +18,8 @@ from agent.engine.pool import HeldModel
 from agent.membership import Membership
 from agent.version import VERSION
 from fleet import cbor
-from fleet.document.facts import Node, Used
+from fleet.document.clock import milliseconds
+from fleet.document.facts import Node, Used, read_box
 from fleet.document.replica import Change, Draft, Replica
 from fleet.errors import FleetError
 from fleet.identity.keys import public_key_from_peer_id
@@ -30,6 +32,9 @@ USED_INTERVAL: Final = 30.0
 _RATE_STEP: Final = 0.1
 #: How long a box that has neighbours waits to learn from one how far it had come, before it writes (seconds).
 _LEARN_LIMIT: Final = 5.0
+#: How long a box keeps quiet when another one with its key contradicts it, at first and at most (seconds).
+_CLONE_PAUSE: Final = 10.0
+_LONGEST_CLONE_PAUSE: Final = 600.0
 #: Peers whose accounts are kept; beyond, the smallest are no longer written.
 _MAX_ACCOUNTS: Final = 128
 
@@ -79,6 +84,8 @@ class OwnFacts:
         self._instance = secrets.token_hex(8)
         self._wake = trio.Event()
         self._used_written = -USED_INTERVAL
+        self._started_ms = int(time.time() * 1000)
+        self._quiet_until = 0.0
         self.accounts = Accounts({}, self._used_changed)
         self.clones = 0
 
@@ -99,16 +106,22 @@ class OwnFacts:
         self._membership.subscribe(self._watch)
         while True:
             self._wake = trio.Event()
+            await trio.sleep(max(0.0, self._quiet_until - trio.current_time()))
             await self.flush()
             with trio.move_on_after(USED_INTERVAL):
                 await self._wake.wait()
             await trio.sleep(_COALESCE)
 
-    async def flush(self) -> None:
-        """Write what differs from what the document says; a disk that does not take it is tried again later."""
+    async def flush(self, *, last: bool = False) -> None:
+        """Write what differs from what the document says; a disk that does not take it is tried again later.
+
+        The `last` time accounts are written however recently they were.
+        """
         replica = self._membership.replica
         if replica is None or not self._is_member(replica):
             return
+        if last:
+            self._used_written = -USED_INTERVAL
         drafts = [Draft("node", path, body) for path, body in self._due(replica).items()]
         if not drafts:
             return
@@ -130,16 +143,22 @@ class OwnFacts:
             )
 
     def _watch(self, change: Change) -> None:
-        """Ops of this box's own key that it did not write: a restored backup, or a second box with the key."""
+        """Ops of this box's own key that it did not write: a restored backup, or a second live box with the key.
+
+        The two would answer one another for ever, so each contradicts the other more and more slowly.
+        """
         own = self._membership.identity.public_key
         for op in change.added:
-            if op.author == own and op.kind == "node" and op.path == "node":
-                value = cbor.decode(op.body)
-                if isinstance(value, dict) and value.get("instance") not in (self._instance, None):
+            if op.author == own and op.path == "node" and milliseconds(op.hlc) > self._started_ms:
+                instance = read_box(own, {"node": op}).node.instance
+                if instance != self._instance:
                     self.clones += 1
+                    pause = min(_CLONE_PAUSE * 2 ** (self.clones - 1), _LONGEST_CLONE_PAUSE)
+                    self._quiet_until = trio.current_time() + pause
                     log.error(
                         "identity.cloned",
-                        instance=str(value.get("instance"))[:64],
+                        instance=instance,
+                        times=self.clones,
                         remedy="another live box has this box's key; give one of them an identity of its own",
                     )
         if change.governance or any(op.author == own for op in change.added):

@@ -273,3 +273,38 @@ def test_b26_knowing_an_id_gives_nothing_without_its_key(tmp_path: Path) -> None
 
         trio.run(stranger, one)
         assert json.dumps(peers(one)).count("impostor") == 0
+
+
+def test_two_live_boxes_with_one_key_are_named_and_do_not_shout_at_one_another(tmp_path: Path) -> None:
+    with agents(tmp_path, {"pos-1": {}, "pos-2": {}}) as (one, two):
+        wait_until(lambda: {"pos-1", "pos-2"} <= set(boxes(one)))
+        before = fleet(one)["ops"]
+        clone = Agent(tmp_path / "clone", "pos-2", {}, {}, one.fleet)
+        clone.fleet.certify_in(clone.folder / "state", one.peer_id, two.peer_id)
+        clone.dial(one)
+        try:
+            clone.start()
+            wait_until(lambda: "identity_cloned" in {w["code"] for w in warnings_of(two)}, 40)
+            wait_until(lambda: "identity_cloned" in {w["code"] for w in warnings_of(clone)}, 40)
+            assert set(boxes(one)) == {"pos-1", "pos-2"}
+            assert fleet(one)["ops"] <= before + 2, "they replace one another's facts; nothing piles up"
+            written = [r for box in (two, clone) for r in box.lines if r["event"] == "identity.cloned"]
+            assert len(written) <= 6
+        finally:
+            clone.kill()
+
+
+def warnings_of(box: Agent) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = httpx.get(f"{box.url}/v1/fleet/self", timeout=10).json()["warnings"]
+    return found
+
+
+def test_accounts_outlive_a_stop(tmp_path: Path) -> None:
+    with agents(tmp_path, {"sensor-1": {}, "jetson-1": holding_smollm2()}) as (sensor, jetson):
+        wait_until(lambda: MODEL in httpx.get(f"{sensor.url}/v1/models").text)
+        for _ in range(2):  # the second comes too soon after the first to be written by itself
+            assert ask(sensor).status_code == 200
+        wait_until(lambda: boxes(jetson)["sensor-1"]["used"]["jobs"] >= 1, 45)
+        assert sensor.stop() == 0
+        sensor.start()
+        wait_until(lambda: boxes(jetson)["sensor-1"]["used"]["jobs"] == 2, 20)
