@@ -24,6 +24,7 @@ from agent.http.document_socket import MAX_MESSAGE, DocumentSocket
 from agent.http.errors import MethodNotAllowedError, NotFoundError, internal, problem_of
 from agent.http.exchange import ClientGoneError, Exchange, Receive, Scope, Send
 from agent.http.fleet_api import FleetApi
+from agent.http.open_requests import OpenRequests
 from agent.http.openai_api import OpenAIApi, new_job_id
 from agent.http.services import Services
 
@@ -56,7 +57,13 @@ class _Endpoint:
 class App:
     """The ASGI application: gate, then router; every error leaves as JSON of one shape."""
 
-    def __init__(self, services: Services, keys: tuple[bytes, ...], socket: DocumentSocket | None = None) -> None:
+    def __init__(
+        self,
+        services: Services,
+        keys: tuple[bytes, ...],
+        socket: DocumentSocket | None = None,
+        requests: OpenRequests | None = None,
+    ) -> None:
         openai, fleet = OpenAIApi(services), FleetApi(services)
         document = DocumentApi(services)
         table: dict[str, tuple[str, Handler]] = {
@@ -75,6 +82,7 @@ class App:
         }
         self._gate = Gate(keys)
         self._socket = socket or DocumentSocket(lambda: None)
+        self._requests = requests or OpenRequests()
         self._paths = list(table)
         self._router = Router(
             [Route(path, _Endpoint(handler), methods=[method]) for path, (method, handler) in table.items()],
@@ -86,6 +94,10 @@ class App:
         if scope["type"] == "websocket":
             await self._socket.serve(scope, receive, send, self._gate)
             return
+        with self._requests.track():
+            await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send)
         exchange.headers.append(("x-request-id", _request_id(exchange.header("x-request-id"))))
         scope[_EXCHANGE] = exchange
@@ -123,12 +135,14 @@ async def serve(
     services: Services,
     config: HttpConfig,
     socket: DocumentSocket | None = None,
+    requests: OpenRequests | None = None,
     *,
     task_status: TaskStatus[tuple[str, int]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve HTTP until cancelled; `task_status.started` gets the bound (host, port).
 
-    `socket` serves the fleet document to websockets; without one they are refused.
+    `socket` serves the fleet document to websockets; without one they are refused. `requests` counts what is being
+    answered.
 
     Raises ConfigError where the address cannot be used, or is not loopback and no key file is set. On cancel every
     connection is closed at once: letting running jobs finish first is the caller's.
@@ -145,7 +159,7 @@ async def serve(
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError(f"cannot listen on http.listen {config.listen}: {reason}; free it or change it") from None
-    app = ASGIWrapper(App(services, keys, socket))
+    app = ASGIWrapper(App(services, keys, socket, requests))
     serving = partial(_serve_connection, app, _hypercorn_config(), WorkerContext(None))
     connections = Connections(serving)
     address = listeners[0].socket.getsockname()

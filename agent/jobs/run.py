@@ -68,12 +68,13 @@ class JobRunner:
         it stops generation wherever it runs, within 1 s.
         """
         request = job.request
-        with bound_job(request.job, request.traceparent), self._active.track():
+        with bound_job(request.job, request.traceparent):
             began = trio.current_time()
             progress = _Progress()
             outcome = "failed"
             try:
-                await self._run(job, emit, progress)
+                with self._active.track():
+                    await self._run(job, emit, progress)
                 outcome = "ok"
             except trio.Cancelled:
                 outcome = "cancelled"

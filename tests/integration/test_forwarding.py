@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -437,6 +438,52 @@ def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
             assert jetson.wait(10) == 0
         for child in children:
             assert not Path(f"/proc/{child}").exists()
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("how", ["the time is over", "a second signal"])
+def test_clients_are_told_when_a_box_stops_before_their_jobs_are_done(tmp_path: Path, how: str) -> None:
+    config = {**holding_smollm2(), "timeouts": {"drain": 0.5 if how == "the time is over" else 60}}
+    with (
+        agents(tmp_path, {"jetson-1": config}) as (jetson,),
+        ThreadPoolExecutor(1) as pool,
+        httpx.Client() as client,
+    ):
+        with streaming(client, jetson, max_tokens=3000) as own:
+            stream = Stream(own)
+            assert stream.next_text()
+            waiting = pool.submit(ask, jetson)
+            wait_until(lambda: jobs_running(jetson) == 2)
+            jetson.send(signal.SIGTERM)
+            if how == "a second signal":
+                wait_until(lambda: any(r["event"] == "agent.draining" for r in jetson.lines))
+                jetson.send(signal.SIGTERM)
+            while stream.next_text():
+                pass
+        assert stream.error is not None
+        assert stream.error["code"] == "draining"
+        assert not stream.done
+        refused = waiting.result(10)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+        assert refused.headers["retry-after"] == "5"
+        assert jetson.wait(10) == 0
+
+
+@pytest.mark.model
+def test_b18_a_borrowers_client_is_told_when_the_lender_stops(tmp_path: Path) -> None:
+    config = {**holding_smollm2(), "timeouts": {"drain": 0.3}}
+    with agents(tmp_path, {"sensor-1": {}, "jetson-1": config}) as (sensor, jetson), httpx.Client() as client:
+        wait_until(lambda: MODEL in borrowable(sensor))
+        with streaming(client, sensor, max_tokens=3000) as response:
+            stream = Stream(response)
+            assert stream.next_text()
+            jetson.send(signal.SIGTERM)
+            while stream.next_text():
+                pass
+        assert stream.error is not None
+        assert stream.error["code"] == "interrupted"
+        assert "draining" in stream.error["message"]
+        assert not stream.done
 
 
 @pytest.mark.model

@@ -567,3 +567,17 @@ def test_draining_takes_no_new_jobs() -> None:
     result = run(Fleet({}, local=serve(["x"])), active=active)
     assert isinstance(result.error, DrainingError)
     assert result.events == []
+
+
+def test_jobs_that_run_when_the_time_to_drain_is_over_end_with_an_error_of_their_own() -> None:
+    active = ActiveJobs()
+
+    async def stop_now(event: JobEvent) -> None:
+        if isinstance(event, Delta):
+            active.drain()
+            active.end_now()
+
+    result = run(Fleet({}, local=serve(["a", "b"], gap=5)), active=active, on_event=stop_now)
+    assert isinstance(result.error, DrainingError)
+    assert (result.text, result.error.retry_after) == ("a", 5)
+    assert active.running == 0
