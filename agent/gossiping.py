@@ -47,6 +47,8 @@ class Gossiping:
 
     def link_up(self, link: Link) -> None:
         """A link has come up."""
+        if not self._membership.is_member(link.peer_id):
+            return
         if self._anti is not None:
             self._anti.link_up(link)
         if self._links is not None:
@@ -60,8 +62,8 @@ class Gossiping:
         replica = await self._membership.wait_belongs()
         self._started_at = trio.current_time()
         trees, intake = Trees(replica), Intake(replica)
-        self._anti = anti = AntiEntropy(replica, trees, intake, self._node.links)
-        self._broadcast = broadcast = Broadcast(replica, intake, self._node.links)
+        self._anti = anti = AntiEntropy(replica, trees, intake, self._members)
+        self._broadcast = broadcast = Broadcast(replica, intake, self._members)
         SyncServer(replica, trees, intake).offer_methods(self._router)
         broadcast.offer_methods(self._router)
         self._links, came_up = trio.open_memory_channel[Link](64)
@@ -69,8 +71,12 @@ class Gossiping:
             nursery.start_soon(anti.run)
             nursery.start_soon(broadcast.run)
             nursery.start_soon(self._catch_up, replica, anti, came_up)
-            for link in self._node.links():
+            for link in self._members():
                 self.link_up(link)
+
+    def _members(self) -> list[Link]:
+        """Links to boxes of the fleet; guests and boxes that are only just joining hear nothing of it."""
+        return [link for link in self._node.links() if self._membership.is_member(link.peer_id)]
 
     async def _catch_up(self, replica: Replica, anti: AntiEntropy, came_up: trio.MemoryReceiveChannel[Link]) -> None:
         """With the first neighbours: learn this box's own seq, and compare, whichever side dialled."""

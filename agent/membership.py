@@ -124,13 +124,14 @@ class Membership:
         """Whether a peer may call methods of a scope."""
         if scope == SCOPE_JOIN:
             return self.knocks(peer_id)
-        standing = self.standing(peer_id)
         if scope == SCOPE_SYNC:
-            return standing.admitted and self._is_member(peer_id)
+            return self.is_member(peer_id)
+        standing = self.standing(peer_id)
         return standing.admitted and scope in standing.scopes
 
-    def _is_member(self, peer_id: str) -> bool:
-        if self.replica is None:
+    def is_member(self, peer_id: str) -> bool:
+        """Whether a peer is a box of this fleet that is admitted now; guests that are allowed by name are not."""
+        if self.replica is None or not self.standing(peer_id).admitted:
             return False
         return public_key_from_peer_id(peer_id) in self.replica.governance.authority.members
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import trio
+import trio.lowlevel
 
 from fleet.document.facts import Node
 from fleet.document.op import Kind, Op, write_op
@@ -23,6 +24,7 @@ from fleet.document.store import OpStore
 from fleet.identity.genesis import Genesis
 from fleet.identity.keys import Identity
 from tests.bench.report import Figure, at_least, at_most, publish
+from tests.sim.gossip_box import connect, fact, members, plain_fact, two
 
 BOXES = 10_000
 RUNS = 5
@@ -98,6 +100,38 @@ def _open_fleet(folder: str) -> dict[str, Any]:
     return {"s": took, "rss": rss / 1e6, "grown": (rss - before) / 1e6}
 
 
+def anti_entropy() -> list[Figure]:
+    """Bytes on the wire of one comparison over a link, both ways, frames included."""
+    author = members(1)[0]
+    crowd = [plain_fact(bytes([number]) * 32, seq) for number in range(100) for seq in range(200)]
+
+    async def compare(nursery: trio.Nursery, ops: list[Op], news: list[Op]) -> int:
+        a, b = two(ops, [*ops, *news])
+        wire = await connect(nursery, a, b)
+        await trio.lowlevel.checkpoint()
+        before = wire.sent
+        report = await a.sync.exchange(a.neighbours()[0])
+        assert report.error == ""
+        assert len(a.replica.ops) == len(b.replica.ops)
+        return wire.sent - before
+
+    async def both() -> tuple[list[float], list[float]]:
+        equal, one = [], []
+        for number in range(RUNS):
+            async with trio.open_nursery() as nursery:
+                news = [fact(author, number + 1, f"hold/{number}", size=300)]
+                equal.append(float(await compare(nursery, crowd, [])))
+                one.append(float(await compare(nursery, crowd, news)))
+                nursery.cancel_scope.cancel()
+        return equal, one
+
+    equal, one = trio.run(both)
+    return [
+        at_most("comparing 20,000 equal ops (bytes)", 128, statistics.median(equal), equal),
+        at_most("comparing 20,000 ops of which one differs (bytes)", 4096, statistics.median(one), one),
+    ]
+
+
 def in_new_process(work: Callable[[str], dict[str, Any]], folder: str) -> dict[str, Any]:
     """Run it where nothing else has used memory before."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -121,6 +155,8 @@ def main() -> int:
         print(f"opening {BOXES} boxes, {len(raws)} ops, {RUNS} times", flush=True)
         found = [in_new_process(_open_fleet, folder) for _ in range(RUNS)]
     opened, rss = [one["s"] for one in found], [one["rss"] for one in found]
+    print("comparing documents over a link", flush=True)
+    figures += anti_entropy()
     figures += [
         at_most(f"open {BOXES} boxes (s)", 0.5, statistics.median(opened), opened),
         at_most(f"memory of a process with {BOXES} boxes, RSS (MB)", 100, statistics.median(rss), rss),
