@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import importlib.util
 import itertools
 import math
@@ -17,8 +16,9 @@ import trio
 
 from agent.config import EngineConfig, ModelConfig
 from agent.engine.child import Child
+from agent.engine.fair_queue import LOCAL, FairQueue, refusal
 from agent.engine.identify import HashCache, Identity, identify, stamp_of
-from agent.engine.job import QueuedJob
+from agent.engine.job import QueuedJob, asker_of
 from agent.engine.protocol import Begun, Cancel, Done, Failed, Load, Loaded, Step, Up, encode
 from agent.engine.rates import MovingRate
 from agent.errors import DrainingError, EngineError, ModelLoadError, OverloadedError
@@ -63,7 +63,7 @@ class Holding:
         self._cache = cache
         self._on_change = on_change
         self._ids = itertools.count()
-        self._waiting: collections.deque[QueuedJob] = collections.deque()
+        self._waiting: FairQueue[QueuedJob] = FairQueue()
         self._running: dict[int, QueuedJob] = {}
         self._wanted = trio.Event()
         self._child: Child | None = None
@@ -93,8 +93,9 @@ class Holding:
     def admit(self, request: InferRequest) -> QueuedJob:
         """Take a job in; it is given to the child as soon as there is a slot.
 
-        Raises OverloadedError when the queue is full, ModelLoadError at once while the model cannot be loaded,
-        BadRequestError for a request that is too large to be passed on, DrainingError after the end.
+        Raises OverloadedError when the queue, or its asker's share of it, is full, ModelLoadError at once while the
+        model cannot be loaded, BadRequestError for a request that is too large to be passed on, DrainingError after
+        the end.
         """
         if self._stopped:
             raise DrainingError("the engine is shutting down")
@@ -105,26 +106,37 @@ class Holding:
                 if self._retry_at == math.inf
                 else max(1, math.ceil(self._retry_at - trio.current_time())),
             )
-        if self.running + self.queued >= self.slots + self._config.max_queue:
-            raise OverloadedError(
-                f"{self.queued} jobs wait for {self.name} and no more may (engine.max_queue)",
-                details={"queued": self.queued, "running": self.running},
-                retry_after=max(1, math.ceil((self._job_seconds.value or _JOB_GUESS) / self.slots)),
-            )
+        self._refuse_what_is_too_much(request)
         job = QueuedJob(next(self._ids), request, self.context_tokens)
-        self._waiting.append(job)
+        self._waiting.put(job.asker, job)
         self._wanted.set()
         self._hand_out()
         self._on_change()
         return job
+
+    def _refuse_what_is_too_much(self, request: InferRequest) -> None:
+        asker = asker_of(request)
+        running = [job.asker for job in self._running.values()]
+        reason = refusal(
+            asker,
+            capacity=self.slots + self._config.max_queue,
+            total=self.running + self.queued,
+            of_asker=running.count(asker) + self._waiting.count(asker),
+            of_peers=self.running + self.queued - running.count(LOCAL) - self._waiting.count(LOCAL),
+        )
+        if reason is not None:
+            raise OverloadedError(
+                f"no more jobs for {self.name} are taken now: {reason}",
+                details={"queued": self.queued, "running": self.running},
+                retry_after=max(1, math.ceil((self._job_seconds.value or _JOB_GUESS) / self.slots)),
+            )
 
     def release(self, job: QueuedJob) -> None:
         """The job's caller is done with it. A job that is not at its end is cancelled.
 
         Its slot is free when the child confirms that, or after CANCEL_LIMIT, when the child is killed.
         """
-        if job in self._waiting:
-            self._waiting.remove(job)
+        if self._waiting.remove(job.asker, job):
             self._on_change()
         elif job.id in self._running and self._child is not None and self._nursery is not None:
             self._child.post(encode(Cancel(job.id)))
@@ -302,9 +314,9 @@ class Holding:
             self.prefill.add(done.prompt_tokens * 1000 / done.prefill_ms)
 
     def _hand_out(self) -> None:
-        """Give waiting jobs to the child as far as it has slots, first come first served."""
+        """Give waiting jobs to the child as far as it has slots, by turns of their askers."""
         while self.state == "loaded" and self._child and self._waiting and len(self._running) < self.slots:
-            job = self._waiting.popleft()
+            job = self._waiting.take()
             job.began = trio.current_time()
             self._running[job.id] = job
             self._child.post(job.frame)
@@ -313,8 +325,7 @@ class Holding:
         jobs = [*self._running.values()]
         self._running.clear()
         if waiting_too:
-            jobs += self._waiting
-            self._waiting.clear()
+            jobs += self._waiting.clear()
         for job in jobs:
             job.end(error)
         if jobs:

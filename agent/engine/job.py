@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import trio
 
+from agent.engine.fair_queue import LOCAL
 from agent.engine.protocol import Failed, ProtocolError, Submit, encode
 from agent.errors import AgentError, BadRequestError, ContextLengthError, EngineError
 from fleet.net.messages import Delta, Finished, InferRequest, Started
@@ -12,6 +13,11 @@ Event = Started | Delta | Finished
 
 #: Events of a job that are no token: its start, its end, and text that was held back to the end.
 _BESIDES_TOKENS = 4
+
+
+def asker_of(request: InferRequest) -> str:
+    """Who a job is for, as the queue knows them: the peer that asked for it, or this box's own clients."""
+    return request.route[0] if request.route else LOCAL
 
 
 class QueuedJob:
@@ -25,6 +31,7 @@ class QueuedJob:
         """Raises BadRequestError when the request does not fit a message to the child."""
         self.id = id
         self.request = request
+        self.asker = asker_of(request)
         self.began = 0.0
         #: Set when the child no longer has the job, or never will.
         self.left_child = trio.Event()

@@ -314,6 +314,35 @@ def test_b40_a_full_queue_says_when_to_come_back(tmp_path: Path) -> None:
     trio.run(main)
 
 
+def test_b42_a_peer_with_many_jobs_keeps_no_other_peer_and_no_client_waiting(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with box(tmp_path, max_queue=9) as here, trio.open_nursery() as nursery:
+            ended: list[str] = []
+            refused: list[OverloadedError] = []
+
+            async def ask(who: str, tokens: int) -> None:
+                request = completion("Once upon a time", max_tokens=tokens)
+                try:
+                    await here.run(request.model_copy(update={"route": (who,) if who else ()}))
+                    ended.append(who)
+                except OverloadedError as error:
+                    refused.append(error)
+
+            await here.until(lambda held: held.state == "loaded")
+            for _ in range(40):
+                nursery.start_soon(ask, "greedy", 60)
+            await here.until(lambda held: held.running + held.queued == 5)
+            assert len(refused) == 35
+            assert all((error.retry_after or 0) >= 1 for error in refused)
+            nursery.start_soon(ask, "honest", 3)
+            await here.until(lambda held: held.running + held.queued == 6)
+            nursery.start_soon(ask, "", 3)
+            await here.until(lambda held: held.running == held.queued == 0 and len(ended) == 7)
+            assert ended == ["greedy", "", "honest", *["greedy"] * 4]
+
+    trio.run(main)
+
+
 def test_b43_a_crash_fails_its_job_at_once_and_the_next_request_runs(tmp_path: Path) -> None:
     async def main() -> None:
         async with box(tmp_path, preload=False) as here:
