@@ -1,0 +1,189 @@
+"""The kinds of manifests: what may stand in each, in which units, within which bounds.
+
+The same is said for editors in `manifests/schema/*.json`; tests hold the two to one another.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from agent.config import Label
+from fleet.document.bodies import is_scope
+from fleet.models.reference import is_hash
+
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_VERSION: Final = re.compile(r"[0-9][0-9A-Za-z.+-]{0,63}")
+_MAX_REPLICAS: Final = 10_000
+
+
+def _text(check: Any, message: str) -> AfterValidator:
+    """A check of a text, with its own words for what is allowed."""
+
+    def validate(value: str) -> str:
+        if not check(value):
+            raise PydanticCustomError("manifest", message)
+        return value
+
+    return AfterValidator(validate)
+
+
+def _replicas(value: object) -> object:
+    if value == "all" or (type(value) is int and 1 <= value <= _MAX_REPLICAS):
+        return value
+    raise PydanticCustomError("manifest", f"must be a number from 1 to {_MAX_REPLICAS}, or all")
+
+
+Name = Annotated[
+    str, _text(_NAME.fullmatch, "must be lower-case letters, digits, '.', '_' or '-', at most 63, no sign first")
+]
+Hash = Annotated[str, _text(is_hash, "must be sha256: and 64 hex digits, lower case")]
+Scope = Annotated[str, _text(is_scope, "must be a scope such as infer, blobs or models")]
+Version = Annotated[str, _text(_VERSION.fullmatch, "must be a version such as 1.4.2")]
+#: A content hash or a name, as a request names a model.
+Reference = Annotated[str, Field(min_length=1, max_length=256)]
+Replicas = Annotated[int | str, BeforeValidator(_replicas)]
+Topic = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Selector(_Part):
+    """Which boxes: those that have all of these labels; without any, every box."""
+
+    labels: dict[Label, Label] = Field(default_factory=dict, max_length=32)
+
+
+class ModelSpec(_Part):
+    """A model the fleet knows: by content hash, or by where it comes from (URL, hub reference); at best both."""
+
+    hash: Hash | None = None
+    source: str | None = Field(default=None, min_length=1, max_length=1024)
+    family: str | None = Field(default=None, min_length=1, max_length=64)
+    size: str | None = Field(default=None, min_length=1, max_length=32)
+    quant: str | None = Field(default=None, min_length=1, max_length=32)
+    context_tokens: int | None = Field(default=None, ge=64, le=1 << 20)
+
+    @model_validator(mode="after")
+    def _says_which(self) -> ModelSpec:
+        if self.hash is None and self.source is None:
+            raise PydanticCustomError("manifest", "needs hash or source, or nobody knows which model is meant")
+        return self
+
+
+class PlacementSpec(_Part):
+    """Where a model should be: on `replicas` of the boxes that the selector names, or on all of them."""
+
+    model: Reference
+    selector: Selector = Selector()
+    replicas: Replicas = 1
+
+
+class FirewallPolicySpec(_Part):
+    """Policy `firewall`. `members`: every member is let in; `allow-list`: only members also allowed by name.
+    `scopes` is what a member may ask of another.
+    """
+
+    mode: Literal["members", "allow-list"] = "members"
+    scopes: tuple[Scope, ...] = Field(default=("blobs", "infer", "models"), max_length=16)
+
+
+class Collect(_Part):
+    """How messages become one prompt: each of them, one every `seconds`, a window of `count` or `seconds`, or one
+    whenever the value has moved by more than `band`.
+    """
+
+    mode: Literal["every", "sample", "window", "change"] = "every"
+    seconds: float | None = Field(default=None, gt=0, le=86400)
+    count: int | None = Field(default=None, ge=1, le=10_000)
+    band: float | None = Field(default=None, gt=0, le=1e9)
+
+
+class PipelineSpec(_Part):
+    """Messages of sensors in, a model's answers out. `answer` is a JSON Schema that the answer must satisfy;
+    `deadline` is in seconds.
+    """
+
+    topics: tuple[Topic, ...] = Field(min_length=1, max_length=16)
+    model: Reference
+    prompt: str = Field(min_length=1, max_length=8192)
+    publish: Topic
+    selector: Selector = Selector()
+    collect: Collect = Collect()
+    answer: dict[str, Any] | None = None
+    max_per_minute: int | None = Field(default=None, ge=1, le=6000)
+    deadline: float | None = Field(default=None, gt=0, le=3600)
+
+
+class VersionSpec(_Part):
+    """Which version of shoal boxes should run."""
+
+    version: Version
+    selector: Selector = Selector()
+
+
+class _Manifest(_Part):
+    name: Name
+
+
+class ModelManifest(_Manifest):
+    """A model by name."""
+
+    kind: Literal["Model"]
+    spec: ModelSpec
+
+
+class PlacementManifest(_Manifest):
+    """Where a model should be."""
+
+    kind: Literal["Placement"]
+    spec: PlacementSpec
+
+
+class PolicyManifest(_Manifest):
+    """A rule of the fleet; so far there is one, by the name of firewall."""
+
+    kind: Literal["Policy"]
+    name: Annotated[str, _text(lambda name: name == "firewall", "must be firewall, the only policy there is")]
+    spec: FirewallPolicySpec
+
+
+class PipelineManifest(_Manifest):
+    """A sensor pipeline."""
+
+    kind: Literal["Pipeline"]
+    spec: PipelineSpec
+
+
+class VersionManifest(_Manifest):
+    """A version of shoal for a group of boxes."""
+
+    kind: Literal["Version"]
+    spec: VersionSpec
+
+
+#: Kind -> the first part of its path in the fleet document, and its schema.
+KINDS: Final[Mapping[str, tuple[str, type[BaseModel]]]] = {
+    "Model": ("model", ModelManifest),
+    "Placement": ("place", PlacementManifest),
+    "Policy": ("policy", PolicyManifest),
+    "Pipeline": ("pipe", PipelineManifest),
+    "Version": ("ver", VersionManifest),
+}
+_KIND_OF: Final = {prefix: kind for kind, (prefix, _) in KINDS.items()}
+
+
+def path_of(kind: str, name: str) -> str:
+    """Where a manifest's value stands in the fleet document."""
+    return f"{KINDS[kind][0]}/{name}"
+
+
+def kind_of(path: str) -> str | None:
+    """The kind of manifest that a path of the fleet document belongs to."""
+    return _KIND_OF.get(path.partition("/")[0])
