@@ -1,8 +1,9 @@
 """Which ops may enter the set: small checks, each of which says why it refuses.
 
 Acceptance is about what an op is and who may ever write its kind; whether it counts today (its author may have been
-revoked since) is the view's affair. Nothing here looks at a clock, and nothing depends on the order of arrival
-but for `unknown_author`, `unknown_invite`: such an op is offered again once what it rests on has come.
+revoked since) is the view's affair. Nothing here looks at a clock. What depends on the order of arrival is `unknown_author` and `unknown_invite`, and such an
+op is offered again once what it rests on has come; and two bounds that only an attack with an admin's key, or with a
+token and a member's key, can reach: MAX_TWINS and SURPLUS_JOINS. Past them boxes may keep different ops of the attacker's.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from fleet.errors import RefusedOpError
 
 #: Facts of one box: when it has more, those with the lowest seq go.
 MAX_FACTS: Final = 256
-#: Ops of one admin. They are kept for ever, so there is an end to them; long before it `doctor` says so.
+#: The highest seq of an admin's op. These ops are kept for ever, so there is an end to them.
 MAX_ADMIN_OPS: Final = 20_000
+#: Ops of one admin with one seq that are kept: two prove the fork, and each that denies closes a door.
+MAX_TWINS: Final = 16
 #: Joins kept of one invite beyond its uses, so that the surplus can be shown as a conflict.
 SURPLUS_JOINS: Final = 64
 
@@ -44,8 +47,8 @@ class Known(Protocol):
     def joins_of(self, invite_id: str) -> int:
         """How many joins of an invite are held."""
 
-    def admin_ops_of(self, key: bytes) -> int:
-        """How many ops an admin has written."""
+    def ops_numbered(self, key: bytes, seq: int) -> int:
+        """How many ops of an admin with this seq are held: more than one is a fork."""
 
 
 Check = Callable[[Op, Known], None]
@@ -100,9 +103,13 @@ def joins_with_an_invite(op: Op, known: Known) -> None:
 
 
 def within_quota(op: Op, known: Known) -> None:
-    """One admin cannot fill every box's disk."""
-    if op.kind in ADMIN_KINDS and known.admin_ops_of(op.author) >= MAX_ADMIN_OPS:
+    """One admin cannot fill every box's disk: its numbers end, whatever the order in which its ops arrive."""
+    if op.kind not in ADMIN_KINDS:
+        return
+    if op.seq > MAX_ADMIN_OPS:
         raise RefusedOpError("quota", f"an admin key writes at most {MAX_ADMIN_OPS} ops; make a new admin key")
+    if known.ops_numbered(op.author, op.seq) >= MAX_TWINS:
+        raise RefusedOpError("quota", "this admin has signed far too many ops with one number")
 
 
 CHECKS: Final[Sequence[Check]] = (

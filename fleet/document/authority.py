@@ -97,7 +97,7 @@ def _forks(by_author: Mapping[bytes, Sequence[Op]]) -> dict[bytes, int]:
     forked = {}
     for author, own in by_author.items():
         for one, other in pairwise(own):
-            if one.seq == other.seq:
+            if one.seq == other.seq and one.id != other.id:
                 forked[author] = one.seq
                 break
     return forked

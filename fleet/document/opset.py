@@ -41,7 +41,7 @@ class OpSet:
         self._certified: set[bytes] = set()
         self._invites: dict[tuple[str, bytes], int] = {}
         self._joins: dict[str, int] = {}
-        self._admin_ops: dict[bytes, int] = {}
+        self._numbered: dict[tuple[bytes, int], int] = {}
         self._highest: dict[bytes, int] = {}
         #: Grows with every op that can change who is what: certs, revocations, firewall, settings, joins.
         self.authority_version = 0
@@ -92,9 +92,9 @@ class OpSet:
         """See acceptance.Known."""
         return self._joins.get(invite_id, 0)
 
-    def admin_ops_of(self, key: bytes) -> int:
+    def ops_numbered(self, key: bytes, seq: int) -> int:
         """See acceptance.Known."""
-        return self._admin_ops.get(key, 0)
+        return self._numbered.get((key, seq), 0)
 
     # --- growing ---------------------------------------------------------------------------------------------------
 
@@ -121,7 +121,8 @@ class OpSet:
         self._keep(op)
         self.authority_version += 1
         if op.kind in ADMIN_KINDS:
-            self._admin_ops[op.author] = self._admin_ops.get(op.author, 0) + 1
+            number = (op.author, op.seq)
+            self._numbered[number] = self._numbered.get(number, 0) + 1
         if op.kind == "cert":
             self._certified.add(op.subject)
             if bodies.read_role(op.body) == "admin":

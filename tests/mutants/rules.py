@@ -94,8 +94,8 @@ MUTANTS: Final = (
         (
             SETTINGS,
             "        if (op.kind, op.path, op.id) not in superseded:\n",
-            "        if _denies(op) and any(\n"
-            '            o.kind == "fw" and o.path == op.path and not _denies(o) and authority.counts(o)\n'
+            "        if _closes(op) and any(\n"
+            '            o.kind == "fw" and o.path == op.path and not _closes(o) and authority.counts(o)\n'
             "            for o in candidates\n"
             "        ):\n"
             "            continue\n"
@@ -236,7 +236,7 @@ MUTANTS: Final = (
         (STORIES, WORLD),
         (
             SETTINGS,
-            "if not (authority.counts(op) or (_denies(op) and authority.closes_a_door(op))):",
+            "if not (authority.counts(op) or (_closes(op) and authority.closes_a_door(op))):",
             "if not authority.counts(op):",
         ),
     ),

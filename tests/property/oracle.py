@@ -243,8 +243,7 @@ def _live(standing: _Standing, governing: list[Record]) -> dict[tuple[str, str],
     for record in governing:
         if record.kind not in ("fw", "cfg"):
             continue
-        deny = record.kind == "fw" and _entry(record)[0] == "deny"
-        if not (standing.believed(record) or (deny and standing.still_closes(record))):
+        if not (standing.believed(record) or (_shuts(record) and standing.still_closes(record))):
             continue
         replaced = any(
             standing.believed(other)
@@ -255,6 +254,21 @@ def _live(standing: _Standing, governing: list[Record]) -> dict[tuple[str, str],
         if not replaced:
             live.setdefault((record.kind, record.path), []).append(record)
     return live
+
+
+def _shuts(record: Record) -> bool:
+    """Whether it keeps somebody out: a deny, or a policy by which membership alone is not enough."""
+    if record.kind == "fw":
+        return _entry(record)[0] == "deny"
+    if record.path != "policy/firewall" or record.value is None:
+        return False
+    value = record.value
+    return not isinstance(value, dict) or value.get("mode", "members") != "members" or not _understood(value)
+
+
+def _understood(policy: dict[str, object]) -> bool:
+    scopes = policy.get("scopes", [])
+    return isinstance(scopes, list)
 
 
 def _best(found: list[Record]) -> Record:

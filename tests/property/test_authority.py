@@ -470,3 +470,15 @@ def test_an_invite_from_after_an_admins_cut_lets_nobody_in() -> None:
     fleet.revoke("rec", "a2", 1)
     for view in ways(fleet):
         assert members(view) == {pk("m1")}
+
+
+def test_a_fork_does_not_take_back_a_policy_that_shuts() -> None:
+    fleet = Fleet()
+    fleet.cert("a2", "m1")
+    fleet.set("a1", "policy/firewall", {"mode": "allow-list"}, seq=2)
+    fleet.set("a1", "model/x", 1, seq=1)
+    fleet.set("a1", "model/x", 2, seq=1)
+    view = fleet.view()
+    assert pk("a1") in view.authority.forked
+    assert not view.standing(pk("m1")).admitted, "as strict as it was before the fork"
+    assert "model/x" not in view.settings

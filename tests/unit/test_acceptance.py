@@ -187,6 +187,18 @@ def test_an_admin_key_writes_only_so_much(monkeypatch: pytest.MonkeyPatch) -> No
     assert receive(replica, fleet.set("a1", "model/x", 3).raw) == "quota"
     assert receive(replica, fleet.ops[0].raw) == "held"
     assert receive(replica, fleet.set("a2", "model/x", 4).raw) == "new"
+    again = fleet.replica()  # in the other order: the same ones are in
+    for op in reversed(fleet.ops):
+        receive(again, op.raw)
+    assert {op.id for op in again.ops()} == {op.id for op in replica.ops()}
+
+
+def test_twins_of_one_number_are_kept_to_prove_it_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acceptance, "MAX_TWINS", 2)
+    fleet = Fleet()
+    replica = fleet.replica()
+    outcomes = [receive(replica, fleet.set("a1", "model/x", value, seq=1).raw) for value in range(3)]
+    assert outcomes == ["new", "new", "quota"]
 
 
 def test_a_surplus_of_claims_is_kept_to_show_it_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +231,7 @@ def test_what_was_once_known_of_a_key_stays_known() -> None:
     assert all(replica.was_certified(pk(name)) for name in ("b1", "m1"))
     assert not replica.was_admin(pk("m1"))
     assert not replica.was_certified(pk("a1"))
-    assert replica.admin_ops_of(pk("a1")) == 2
+    assert [replica.ops_numbered(pk("a1"), seq) for seq in (1, 2, 3)] == [1, 1, 0]
     assert replica.highest_seq(pk("nobody")) == 0
 
 
