@@ -154,6 +154,7 @@ HTTP_STATUS: Final[Mapping[str, int]] = {
     "request_timeout": 408,
     "request_too_large": 413,
     "overloaded": 429,
+    "head_too_large": 431,
     "internal": 500,
     "engine": 500,
     "model_load": 500,

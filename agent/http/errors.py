@@ -37,6 +37,12 @@ class RequestTimeoutError(AgentError):
     code = "request_timeout"
 
 
+class HeadTooLargeError(AgentError):
+    """The first line and the headers of the request are past the limit; `details` has `limit_bytes`."""
+
+    code = "head_too_large"
+
+
 @dataclass(frozen=True)
 class Problem:
     """An error as it goes out. `retry_after` is in seconds."""

@@ -42,6 +42,9 @@ class Exchange:
         self.path: str = scope["path"]
         self.path_params: MutableMapping[str, Any] = {}
         self._query: bytes = scope.get("query_string", b"")
+        #: Bytes of the path, the query and the headers, as they came.
+        self.head_bytes = len(scope.get("raw_path") or b"") + len(self._query)
+        self.head_bytes += sum(len(name) + len(value) + 4 for name, value in scope["headers"])
         self.headers: list[tuple[str, str]] = []
         self.job: str | None = None
         self.started = False

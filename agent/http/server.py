@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 import trio
@@ -17,6 +17,7 @@ from starlette.routing import Route, Router
 
 from agent.config import HttpConfig
 from agent.errors import ConfigError
+from agent.http import malformed
 from agent.http.auth import Gate, is_loopback, read_keys
 from agent.http.connections import ClientStream, Connections
 from agent.http.document_api import DocumentApi
@@ -24,6 +25,7 @@ from agent.http.document_socket import MAX_MESSAGE, DocumentSocket
 from agent.http.errors import MethodNotAllowedError, NotFoundError, internal, problem_of
 from agent.http.exchange import ClientGoneError, Exchange, Receive, Scope, Send
 from agent.http.fleet_api import FleetApi
+from agent.http.malformed import MAX_HEAD, head_too_large
 from agent.http.open_requests import OpenRequests
 from agent.http.openai_api import OpenAIApi, new_job_id
 from agent.http.services import Services
@@ -33,10 +35,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("shoal.http")
 
-#: Seconds a connection may be idle, or take to send the head of a request.
+#: Seconds a connection may be idle between two requests.
 IDLE_TIMEOUT: Final = 30.0
-#: Bytes of the head of a request.
-MAX_HEAD: Final = 32 * 1024
 _EXCHANGE: Final = "shoal.exchange"
 
 Handler = Callable[[Exchange], Awaitable[None]]
@@ -104,6 +104,8 @@ class App:
         # With an application in the scope the router raises for an unknown path instead of answering in plain text.
         scope["app"] = self
         try:
+            if exchange.head_bytes > MAX_HEAD:
+                raise head_too_large()
             self._gate.check(exchange)
             await self._router(scope, receive, send)
         except ClientGoneError:
@@ -159,7 +161,8 @@ async def serve(
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError(f"cannot listen on http.listen {config.listen}: {reason}; free it or change it") from None
-    app = ASGIWrapper(App(services, keys, socket, requests))
+    malformed.install()
+    app = App(services, keys, socket, requests)
     serving = partial(_serve_connection, app, _hypercorn_config(), WorkerContext(None))
     connections = Connections(serving)
     address = listeners[0].socket.getsockname()
@@ -187,9 +190,13 @@ async def _close_when_cancelled(connections: Connections) -> None:
         connections.close_all()
 
 
-async def _serve_connection(app: Any, config: HypercornConfig, context: WorkerContext, stream: ClientStream) -> None:
+async def _serve_connection(app: App, config: HypercornConfig, context: WorkerContext, stream: ClientStream) -> None:
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        with stream.answering():
+            await app(scope, receive, send)
+
     try:
-        await TCPServer(app, config, context, {}, stream)
+        await TCPServer(ASGIWrapper(answer), config, context, {}, stream)
     except* (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as group:
         log.debug("http.connection_lost", reason=str(group.exceptions[0]))
     except* Exception:

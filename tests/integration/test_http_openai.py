@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import queue
+import threading
 from typing import Any
 
 import httpx
@@ -299,19 +301,23 @@ def test_a_job_that_ends_without_its_last_event_is_an_error() -> None:
 
 
 def test_a_job_that_still_cleans_up_after_its_last_event_is_not_cancelled_by_the_end_of_its_answer() -> None:
-    cleaned = []
+    answered = threading.Event()
+    cleaned: queue.Queue[Job] = queue.Queue()
 
     async def script(job: Job, emit: Emit) -> None:
         await hello(job, emit)
-        await trio.testing.wait_all_tasks_blocked()
-        cleaned.append(job)
+        await trio.to_thread.run_sync(answered.wait, LIMIT)
+        await trio.lowlevel.checkpoint()
+        cleaned.put(job)
 
     services = ScriptedServices(script)
     with serving(services) as server, http(server) as client:
         for stream in (False, True):
             assert client.post("/v1/chat/completions", json={**CHAT, "stream": stream}).status_code == 200
         assert client.get("/healthz").status_code == 200
-    assert len(cleaned) == 2
+        answered.set()
+        for _ in range(2):
+            cleaned.get(timeout=LIMIT)
     assert not services.cancelled.is_set()
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import httpx
 import pytest
@@ -275,20 +277,161 @@ def test_http2_without_tls_is_served_too() -> None:
             assert client.post("/v1/completions", content=b"x" * 6_000_000).status_code == 413
 
 
-def test_connections_past_the_limit_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def closed(sock: socket.socket) -> bool:
+    """Whether the server has closed a connection, within a short wait; what it says before is thrown away."""
+    sock.settimeout(1.0)
+    try:
+        while sock.recv(65536):
+            pass
+    except TimeoutError:
+        return False
+    except ConnectionResetError:
+        pass
+    return True
+
+
+def answered(sock: socket.socket) -> tuple[int, Any]:
+    """The status of an answer, and its JSON error object."""
+    head, _, body = read_until(sock, b"\r\n\r\n").partition(b"\r\n\r\n")
+    length = int(head.lower().partition(b"content-length: ")[2].split()[0])
+    while len(body) < length:
+        body += sock.recv(length - len(body))
+    assert b"content-type: application/json" in head.lower()
+    return int(head.split()[1]), json.loads(body)["error"]
+
+
+@contextmanager
+def busy(server: Running, services: ScriptedServices, count: int) -> Iterator[None]:
+    """That many requests that are not answered."""
+    with ExitStack() as stack:
+        for _ in range(count):
+            before = len(services.jobs)
+            sock = stack.enter_context(closing(raw(server)))
+            sock.sendall(request(json.dumps(CHAT).encode()))
+            deadline = time.monotonic() + LIMIT
+            while len(services.jobs) == before:
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+        yield
+
+
+def test_connections_past_the_limit_are_told_so_and_health_checks_are_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(connections, "MAX_CONNECTIONS", 2)
     services = ScriptedServices(never)
-    with serving(services) as server:
-        held = [raw(server) for _ in range(2)]
-        for sock in held:
-            sock.sendall(request(json.dumps(CHAT).encode()))
-            assert services.started.wait(LIMIT)
+    with serving(services) as server, busy(server, services, 2):
         with closing(raw(server)) as sock:
-            sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            assert read_all(sock).startswith(b"HTTP/1.1 429 ")
-        for sock in held:
-            sock.close()
-        assert services.cancelled.wait(LIMIT)
+            sock.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert answered(sock) == (429, ANY)
+        for path in ("healthz", "readyz"):
+            with closing(raw(server)) as sock:
+                sock.sendall(f"GET /{path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+                assert read_until(sock, b"}").startswith(b"HTTP/1.1 200 ")
+    assert services.cancelled.wait(LIMIT)
+
+
+def test_connections_that_say_nothing_are_bounded_when_all_others_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(connections, "MAX_REFUSALS", 3)
+    monkeypatch.setattr(connections, "_REFUSAL_SECONDS", LIMIT)
+    services = ScriptedServices(never)
+    with serving(services) as server, busy(server, services, 2), ExitStack() as stack:
+        idle = [stack.enter_context(closing(raw(server))) for _ in range(20)]
+        with ThreadPoolExecutor(len(idle)) as pool:
+            assert sum(not gone for gone in pool.map(closed, idle)) == 3
+
+
+@pytest.mark.parametrize("begun", [b"", b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Le", HEALTH])
+def test_the_connection_that_has_no_request_for_the_longest_makes_room(
+    monkeypatch: pytest.MonkeyPatch, begun: bytes
+) -> None:
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 4)
+    with serving(ScriptedServices()) as server, ExitStack() as stack:
+        held = []
+        for _ in range(12):
+            held.append(stack.enter_context(closing(raw(server))))
+            held[-1].sendall(begun)
+            if begun == HEALTH:
+                read_until(held[-1], b"}")
+        with client_of(server) as client:
+            for _ in range(3):
+                assert client.post("/v1/chat/completions", json=CHAT).status_code == 200
+            with ThreadPoolExecutor(len(held)) as pool:
+                assert [not gone for gone in pool.map(closed, held)] == [False] * 9 + [True] * 3
+
+
+def test_a_head_that_goes_on_arriving_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT", 0.3)
+    with serving(ScriptedServices()) as server:
+        with closing(raw(server)) as sock:
+            sock.sendall(HEALTH)
+            read_until(sock, b"}")
+            sock.settimeout(0.05)
+            began = time.monotonic()
+            answer = b""
+            while not answer:
+                assert time.monotonic() - began < LIMIT
+                sock.sendall(b"G")
+                with suppress(TimeoutError):
+                    answer = sock.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 408 ")
+            assert b'"request_timeout"' in answer + read_all(sock)
+        with closing(raw(server)) as sock:
+            assert b"408" in read_all(sock)
+
+
+MALFORMED = [
+    (b"GET /healthz HTTP/1.1\r\n\r\n", 400, "bad_request"),
+    (b"GET /healthz HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400, "bad_request"),
+    (b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n", 400, "bad_request"),
+    (
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",
+        400,
+        "bad_request",
+    ),
+    (
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n\r\n",
+        400,
+        "bad_request",
+    ),
+    (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 400 + b"\r\n\r\n", 400, "bad_request"),
+    *[
+        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * size + b"\r\n\r\n", 431, "head_too_large")
+        for size in (33_000, 40_000, 60_000, 100_000)
+    ],
+    (b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 431, "head_too_large"),
+]
+
+
+@pytest.mark.parametrize(("sent", "status", "code"), MALFORMED)
+def test_what_is_no_request_is_refused_with_the_json_error_of_every_refusal(
+    sent: bytes, status: int, code: str
+) -> None:
+    with serving(ScriptedServices()) as server, closing(raw(server)) as sock:
+        sock.sendall(sent)
+        got, error = answered(sock)
+        assert (got, error["code"]) == (status, code)
+        assert error["message"]
+
+
+def test_a_head_of_just_the_limit_is_read() -> None:
+    with serving(ScriptedServices()) as server, closing(raw(server)) as sock:
+        sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 32_000 + b"\r\n\r\n")
+        assert read_until(sock, b"}").startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_client_that_closes_its_sending_side_counts_as_gone() -> None:
+    services = ScriptedServices(never)
+    with serving(services) as server, closing(raw(server)) as sock:
+        sock.sendall(request(json.dumps(CHAT).encode()))
+        assert services.started.wait(LIMIT)
+        sock.shutdown(socket.SHUT_WR)
+        assert services.cancelled.wait(1.0)
+        assert read_all(sock) == b""
 
 
 def test_a_body_that_does_not_arrive_is_a_408(monkeypatch: pytest.MonkeyPatch) -> None:
