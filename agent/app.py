@@ -80,7 +80,13 @@ async def _main(config: Config, identity: Identity) -> None:
     requests = OpenRequests()
     gate = Gate(membership.allowed, on_refused=_log_refusal)
     router = Router(authorise=membership.authorise)
-    view = FleetView(config.name, VERSION, membership.name_of, lambda: active.draining)
+    view = FleetView(
+        config.name,
+        VERSION,
+        name_of=membership.name_of,
+        is_member=membership.is_member,
+        draining=lambda: active.draining,
+    )
     pool = EnginePool(config.models, config.engine, config.state_dir, view.note_own_change)
     node = Node(
         identity.seed,
@@ -112,7 +118,7 @@ async def _main(config: Config, identity: Identity) -> None:
     def document_changed(change: Change) -> None:
         if change.governance:
             node.recheck()
-        view.note_document_change()
+            view.note_document_change()
 
     membership.subscribe(document_changed)
 

@@ -11,10 +11,12 @@ import structlog
 import trio
 
 from agent.engine.pool import EnginePool, HeldModel
+from agent.errors import ModelLoadError
 from agent.jobs.watch import EngineEmit
 from agent.routing.decide import LocalState, PeerState
 from fleet.errors import FleetError, MessageError, RemoteError
 from fleet.gossip.presence import INTERVAL, PresenceTable
+from fleet.models.reference import matches
 from fleet.net.link import Link
 from fleet.net.messages import (
     METHOD_INFER,
@@ -38,7 +40,15 @@ _COALESCE = 0.2
 class FleetView:
     """What this box knows of itself and of its neighbours. Implements `agent.jobs.neighbourhood.Neighbourhood`."""
 
-    def __init__(self, name: str, version: str, name_of: Callable[[str], str], draining: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        *,
+        name_of: Callable[[str], str],
+        is_member: Callable[[str], bool],
+        draining: Callable[[], bool],
+    ) -> None:
         self.name = name
         self.refused: Counter[str] = Counter()
         self.presence = PresenceTable()
@@ -46,6 +56,7 @@ class FleetView:
         self.node: Node
         self._version = version
         self._documented_name = name_of
+        self._is_member = is_member
         #: Told of every change of what this box holds or how busy it is.
         self.on_own_change: Callable[[], None] = lambda: None
         #: Told of every job that a peer ran for this box: the peer, the tokens that came, and whether it failed.
@@ -73,6 +84,10 @@ class FleetView:
         """This box's own holding of `model`."""
         held = self.pool.find(model)
         return LocalState(self.peer_id, self.name, _model_presence(held) if held else None)
+
+    def local_problem(self, model: str) -> ModelLoadError | None:
+        """Why this box cannot load a model that it is configured to hold."""
+        return self.pool.problem(model)
 
     def peer_states(self, model: str) -> Sequence[PeerState]:
         """Every peer that ever spoke to this process, and every configured one that has not."""
@@ -202,6 +217,9 @@ class FleetView:
 
     def note_document_change(self) -> None:
         """The fleet document has changed: who may be asked may have, too."""
+        for peer_id in self.presence.all():
+            if not self._is_member(peer_id):
+                self.presence.forget(peer_id)
         self._note_change()
 
     async def run(self) -> None:
@@ -217,7 +235,9 @@ class FleetView:
                 self.node.broadcast(NOTIFY_PRESENCE, self.own_presence().model_dump(mode="json"))
 
     def _up(self, link: Link) -> None:
-        self.presence.greet(link.peer_id, link.hello.presence, trio.current_time())
+        # Guests may ask, and boxes that are joining may join; nothing is asked of either, whatever they say they hold.
+        if self._is_member(link.peer_id):
+            self.presence.greet(link.peer_id, link.hello.presence, trio.current_time())
         self.on_link_up(link)
         self._note_change()
 
@@ -227,7 +247,10 @@ class FleetView:
     def _notified(self, link: Link, topic: str, body: object) -> None:
         if topic != NOTIFY_PRESENCE:
             return  # a newer box may tell more than this one understands
-        if self.presence.update(link.peer_id, parse(Presence, body), trio.current_time()):
+        presence = parse(Presence, body)
+        if not self._is_member(link.peer_id):
+            return
+        if self.presence.update(link.peer_id, presence, trio.current_time()):
             self._note_change()
         else:
             self.refused["replayed_presence"] += 1
@@ -252,8 +275,7 @@ def _model_presence(held: HeldModel) -> ModelPresence:
 
 
 def _find(presence: Presence, model: str) -> ModelPresence | None:
-    wanted = model.lower()
-    return next((m for m in presence.models if m.hash == model or m.name.lower() == wanted), None)
+    return next((m for m in presence.models if matches(model, model_hash=m.hash, name=m.name)), None)
 
 
 def unix_time_of(moment: float) -> float:

@@ -67,8 +67,9 @@ async def peer(
     infer: Handler | None = None,
     listen: Sequence[str] = ("/ip4/127.0.0.1/tcp/0",),
     allowed: Callable[[str], bool] = lambda peer_id: True,
+    seed: bytes | None = None,
 ) -> AsyncIterator[Peer]:
-    """Run a peer with the key of `name` that dials `boxes`."""
+    """Run a peer with the key of `name`, or of `seed`, that dials `boxes`."""
     router = Router(authorise=lambda peer_id, scope: True)
     if infer is not None:
         router.add(METHOD_INFER, "infer", infer)
@@ -76,7 +77,7 @@ async def peer(
     ups: list[str] = []
     downs: list[str] = []
     node = Node(
-        seed_of(name),
+        seed or seed_of(name),
         listen=listen,
         targets={box.peer_id: (box.p2p_addr,) for box in boxes},
         mdns=False,

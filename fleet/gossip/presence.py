@@ -40,6 +40,10 @@ class PresenceTable:
         self._seen[peer_id] = Seen(presence, now)
         return True
 
+    def forget(self, peer_id: str) -> None:
+        """A box that belongs to the fleet no longer."""
+        self._seen.pop(peer_id, None)
+
     def last(self, peer_id: str) -> Seen | None:
         """What the neighbour last said, however long ago."""
         return self._seen.get(peer_id)

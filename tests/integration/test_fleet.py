@@ -34,6 +34,11 @@ def fleet(box: Agent) -> dict[str, Any]:
     return found
 
 
+def models(box: Agent) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = httpx.get(f"{box.url}/v1/models", timeout=10).json()["data"]
+    return found
+
+
 def states(outcomes: list[dict[str, Any]]) -> list[str]:
     return [outcome["state"] for outcome in outcomes]
 
@@ -308,3 +313,23 @@ def test_accounts_outlive_a_stop(tmp_path: Path) -> None:
         assert sensor.stop() == 0
         sensor.start()
         wait_until(lambda: boxes(jetson)["sensor-1"]["used"]["jobs"] == 2, 20)
+
+
+def test_nothing_is_borrowed_from_a_guest_or_from_a_box_that_only_holds_a_token(tmp_path: Path) -> None:
+    with agents(tmp_path, {"pos-1": {}}) as (one,):
+        token = one.fleet.invite(one.p2p_addr)
+        guest = peer_id_of("guest")
+        one.offer(token.op, one.fleet.firewall(guest, "allow", "infer"))
+
+        async def scenario(box: Agent) -> None:
+            holding = {"models": [fake_model()]}
+            async with peer("guest", [box], **holding) as me, peer("", [box], seed=token.secret.seed, **holding) as it:
+                await me.link_to(box)
+                await it.link_to(box)
+                await trio.to_thread.run_sync(wait_until, lambda: sum(p["connected"] for p in peers(box)) == 2)
+                assert all(p["models"] == [] for p in peers(box))
+                assert models(box) == []
+                events, error = await it.infer(box, {"v": 1, "job": "j", "kind": "completion", "model": "x"})
+                assert (events, error is not None and error.remote_code) == ([], "denied")
+
+        trio.run(scenario, one)
