@@ -14,7 +14,7 @@ import click
 
 from agent.cli import exits
 from agent.cli.client import MAX_TEXT, ClientError
-from agent.cli.command import Place, box_command
+from agent.cli.command import Place, box_command, genesis_of
 from agent.cli.output import print_json, printable
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def import_bundle(place: Place, form: str, source: Path, join_fleet: bool) -> No
     """
     bundle = _read(source)
     access = place.access()
-    genesis = _genesis_to_adopt(access, bundle, join_fleet)
+    genesis = _genesis_to_adopt(place, bundle, join_fleet)
     order = _in_order(bundle.ops)
     raws = [bundle.ops[index] for index in order]
     found = _offer(access, raws, genesis)
@@ -97,9 +97,9 @@ def import_bundle(place: Place, form: str, source: Path, join_fleet: bool) -> No
         sys.exit(exits.DEGRADED if len(refused) < len(raws) else exits.FAILED)
 
 
-def _genesis_to_adopt(access: DocumentAccess, bundle: Bundle, join_fleet: bool) -> Genesis | None:
+def _genesis_to_adopt(place: Place, bundle: Bundle, join_fleet: bool) -> Genesis | None:
     """The genesis to hand over, for a box without a fleet; raises ClientError where the bundle does not fit."""
-    known = access.read().genesis
+    known = genesis_of(place)
     if known is None:
         if bundle.genesis is None:
             raise ClientError("no_fleet", "this box belongs to no fleet, and the bundle names none")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from agent.cli.admin_key import AdminKey
     from agent.cli.document import DocumentAccess
     from agent.config import Config
+    from fleet.identity.genesis import Genesis
     from fleet.identity.keys import Identity
 
 DEFAULT_STATE_DIR: Final = DEFAULT_CONFIG.parent / "state"
@@ -78,6 +79,20 @@ class Place:
         """The box's PeerID, as its agent says or else by its disk; raises ClientError or IdentityError."""
         facts = self.facts()
         return str(facts["peer_id"]) if facts is not None and "peer_id" in facts else self.identity().peer_id
+
+
+def genesis_of(place: Place) -> Genesis | None:
+    """The fleet a box belongs to; None for one that belongs to none, also where it was never started yet.
+
+    Raises ClientError and IdentityError where there is no box at all.
+    """
+    try:
+        return place.access().read().genesis
+    except ClientError as error:
+        if error.code != "agent_unreachable" or place.state_dir is None or place.state_dir.is_dir():
+            raise
+    place.identity()
+    return None
 
 
 def box_command(function: F) -> F:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agent.cli.client import ClientError
-from agent.cli.command import ADMIN_KEY_NAME, KEYS_DIR, RECOVERY_KEY_NAME, Place, box_command
+from agent.cli.command import ADMIN_KEY_NAME, KEYS_DIR, RECOVERY_KEY_NAME, Place, box_command, genesis_of
 from agent.cli.output import print_json, printable, styled
 
 if TYPE_CHECKING:
@@ -40,8 +40,7 @@ def init(place: Place, form: str, name: str, folder: Path) -> None:
     from fleet.identity.keys import public_key_from_peer_id
 
     box = public_key_from_peer_id(place.peer_id())
-    access = place.access()
-    known = access.read().genesis
+    known = genesis_of(place)
     if known is not None:
         raise ClientError(
             "fleet_exists", f"this box already belongs to the fleet {known.name!r}; see: shoal fleet show"
@@ -53,7 +52,7 @@ def init(place: Place, form: str, name: str, folder: Path) -> None:
     genesis = Genesis.new(name, [recovery.public_key], [admin.public_key])
     document = Document(genesis, [])
     key = AdminKey(admin_file)
-    key.hand_over(access, document, key.sign(document, [Draft("cert", box.hex(), "member")]), genesis)
+    key.hand_over(place.access(), document, key.sign(document, [Draft("cert", box.hex(), "member")]), genesis)
     if form == "json":
         print_json(
             {

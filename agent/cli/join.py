@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from agent.cli.client import ClientError
-from agent.cli.command import Place, box_command
+from agent.cli.command import Place, box_command, genesis_of
 from agent.cli.output import print_json, printable
 
 if TYPE_CHECKING:
@@ -42,13 +42,7 @@ def join(place: Place, form: str, token: str | None, token_file: Path | None) ->
     _check_expiry(read)
     fleet = {"fleet": read.genesis.fleet_id.hex(), "name": read.genesis.name, "invite": read.invite_id}
     name = printable(read.genesis.name)
-    try:
-        known = place.access().read().genesis
-    except ClientError as error:
-        if error.code != "agent_unreachable" or place.state_dir is None:
-            raise
-        message = f"{error.message}; there is no box in {place.state_dir} either: make one with: shoal init"
-        raise ClientError(error.code, message) from None
+    known = genesis_of(place)
     if known is not None:
         if known.fleet_id != read.genesis.fleet_id:
             raise ClientError("other_fleet", f"this box already belongs to the fleet {known.name!r}")
@@ -120,6 +114,7 @@ def _keep(state_dir: Path, token: Token) -> Path:
     path = state_dir / _TOKEN_FILE
     new = state_dir / f".{_TOKEN_FILE}.{os.getpid()}"
     try:
+        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
             file.write(token.text() + "\n")
             file.flush()

@@ -91,6 +91,13 @@ def main() -> None:
         with contextlib.suppress(OSError):
             sys.stdout.close()
         sys.exit(FAILED)
+    except OSError as error:
+        # Such as a full disk under the output. What is still buffered goes with it, or the end would fail once more.
+        with contextlib.suppress(OSError):
+            sys.stdout.close()
+        where = f"{error.filename}: " if error.filename else ""
+        click.echo(f"shoal: {where}{error.strerror or error}", err=True)
+        sys.exit(FAILED)
 
 
 if __name__ == "__main__":
