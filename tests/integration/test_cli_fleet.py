@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import pty
@@ -11,14 +13,16 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
+from agent.cli.main import main
 from fleet.document.bundle import write_bundle
 from fleet.document.invites import read_token
 from fleet.identity.keys import public_key_from_peer_id
@@ -56,16 +60,14 @@ class Shoal:
     keys: Path
 
     def text(self, *args: str, stdin: str = "", **env: str) -> Done:
+        """The command in this process, which has imported everything already."""
+        return in_this_process(self.argv(*args)[3:], stdin, self.env(**env), self.box.folder)
+
+    def process(self, *args: str, **env: str) -> Done:
+        """The command in a process of its own."""
         done = subprocess.run(
-            self.argv(*args),
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=LIMIT,
-            env=self.env(**env),
-            cwd=self.box.folder,
+            self.argv(*args), capture_output=True, text=True, timeout=LIMIT, env=self.env(**env), cwd=self.box.folder
         )
-        assert "Traceback" not in done.stderr, done.stderr
         return Done(done.returncode, done.stdout, done.stderr)
 
     def json(self, *args: str, code: int = 0, stdin: str = "", **env: str) -> dict[str, Any]:
@@ -126,6 +128,25 @@ class Shoal:
         return int(self.json("history", "--limit", "0")["total"])
 
 
+def in_this_process(args: Sequence[str], stdin: str, env: Mapping[str, str], folder: Path) -> Done:
+    streams = [io.TextIOWrapper(io.BytesIO(stdin.encode()), "utf-8")]
+    streams += [io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2)]
+    code = 0
+    with (
+        mock.patch.multiple(sys, argv=["shoal", *args], stdin=streams[0], stdout=streams[1], stderr=streams[2]),
+        mock.patch.dict(os.environ, env, clear=True),
+        contextlib.chdir(folder),
+    ):
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        for stream in streams[1:]:
+            stream.flush()
+    out, err = (stream.buffer.getvalue().decode() for stream in streams[1:])  # type: ignore[attr-defined]
+    return Done(code, out, err)
+
+
 def shoal(tmp_path: Path, name: str, keys: Path | None = None, **env: str) -> Shoal:
     """The command on a box of its own, which does not run."""
     box = Agent(tmp_path / name, name, {}, env)
@@ -152,15 +173,9 @@ def elsewhere(here: Shoal, tmp_path: Path) -> Shoal:
 
 def make_key(owner: Shoal, name: str = "admin.key") -> str:
     """An admin's key beside a box; returns its PeerID."""
-    done = subprocess.run(
-        [sys.executable, "-m", "agent.cli.main", "admin", "key", "--create", "-o", "json"],
-        env=owner.env(SHOAL_ADMIN_KEY_FILE=str(owner.keys / name)),
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-        check=True,
-    )
-    return str(json.loads(done.stdout)["key"])
+    env = owner.env(SHOAL_ADMIN_KEY_FILE=str(owner.keys / name))
+    done = in_this_process(["admin", "key", "--create", "-o", "json"], "", env, owner.box.folder)
+    return str(done.json["key"])
 
 
 def carry(source: Shoal, target: Shoal, *args: str, code: int = 0) -> dict[str, Any]:
@@ -265,15 +280,8 @@ def connected(box: Shoal, name: str) -> bool:
 
 
 def peers_of(box: Shoal) -> list[dict[str, Any]]:
-    done = subprocess.run(
-        [sys.executable, "-m", "agent.cli.main", "peers", "--url", box.box.url, "-o", "json"],
-        env=box.env(),
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-        check=True,
-    )
-    peers: list[dict[str, Any]] = json.loads(done.stdout)["peers"]
+    done = in_this_process(["peers", "--url", box.box.url, "-o", "json"], "", box.env(), box.box.folder)
+    peers: list[dict[str, Any]] = done.json["peers"]
     return peers
 
 
@@ -414,12 +422,12 @@ def test_a_token_goes_to_standard_output_alone(here: Shoal) -> None:
 
 
 def test_a_token_as_a_qr_code_is_not_also_printed(here: Shoal) -> None:
-    drawn = here.text("invite", "--qr", "--addr", here.box.p2p_addr, PYTHONIOENCODING="utf-8").out
+    drawn = here.process("invite", "--qr", "--addr", here.box.p2p_addr, PYTHONIOENCODING="utf-8").out
     assert "shoal-join-1." not in drawn
     rows = [line for line in drawn.splitlines() if any(block in line for block in "▀▄█")]
     # A code of N modules takes half as many lines, two modules in each, with a border of 2 around it.
     assert len(rows) > 40
-    ascii_only = here.text("invite", "--qr", "--addr", here.box.p2p_addr, PYTHONIOENCODING="ascii")
+    ascii_only = here.process("invite", "--qr", "--addr", here.box.p2p_addr, PYTHONIOENCODING="ascii")
     assert ascii_only.code == 1
 
 
@@ -763,31 +771,19 @@ def test_history_is_limited_and_filtered(here: Shoal) -> None:
 
 
 def test_a_url_alone_never_touches_this_machines_disk(here: Shoal) -> None:
-    argv = [sys.executable, "-m", "agent.cli.main", "firewall", "allow", STRANGER, "--url", here.box.url, "-o", "json"]
     (here.box.folder / "shoal").mkdir()
     (here.box.folder / "shoal" / "state").symlink_to(here.box.folder / "state")  # the default state folder
-    done = subprocess.run(
-        argv, env=here.env(), cwd=here.box.folder, capture_output=True, text=True, timeout=LIMIT, check=False
-    )
-    assert done.returncode == 3, done
+    allow = ["firewall", "allow", STRANGER, "-o", "json"]
+    done = in_this_process([*allow, "--url", here.box.url], "", here.env(), here.box.folder)
+    assert (done.code, done.error["code"]) == (3, "agent_unreachable")
     assert here.json("firewall", "ls")["entries"] == []
     # Named by its state folder, the same box is written to without its configuration.
-    argv = [*argv[:6], "--state-dir", str(here.box.folder / "state"), "-o", "json"]
-    done = subprocess.run(
-        argv, env=here.env(), cwd=here.box.folder, capture_output=True, text=True, timeout=LIMIT, check=False
-    )
-    assert done.returncode == 0, done
+    done = in_this_process([*allow, "--state-dir", str(here.box.folder / "state")], "", here.env(), here.box.folder)
+    assert done.code == 0
     assert len(here.json("firewall", "ls")["entries"]) == 1
 
 
 def test_options_of_a_command_with_subcommands_belong_behind_them(here: Shoal) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "agent.cli.main", "invite", "--uses", "3", "ls"],
-        env=here.env(),
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert "behind the word 'ls'" in done.stderr
+    done = in_this_process(["invite", "--uses", "3", "ls"], "", here.env(), here.box.folder)
+    assert done.code == 2
+    assert "behind the word 'ls'" in done.err
