@@ -90,6 +90,14 @@ class Holding:
         facts = self.identity.facts
         return min(self._config.context_tokens, facts.context_length) if facts else 0
 
+    @property
+    def problem(self) -> ModelLoadError | None:
+        """Why no job for it can be run now: it cannot be loaded, and what to do. None unless it is failed."""
+        if self.state != "failed":
+            return None
+        again = None if self._retry_at == math.inf else max(1, math.ceil(self._retry_at - trio.current_time()))
+        return ModelLoadError(f"{self.name} cannot be loaded: {self.error}; replace {self.path}", retry_after=again)
+
     def admit(self, request: InferRequest) -> QueuedJob:
         """Take a job in; it is given to the child as soon as there is a slot.
 
@@ -99,13 +107,9 @@ class Holding:
         """
         if self._stopped:
             raise DrainingError("the engine is shutting down")
-        if self.state == "failed":
-            raise ModelLoadError(
-                f"{self.name} cannot be loaded: {self.error}; replace {self.path}",
-                retry_after=None
-                if self._retry_at == math.inf
-                else max(1, math.ceil(self._retry_at - trio.current_time())),
-            )
+        problem = self.problem
+        if problem is not None:
+            raise problem
         self._refuse_what_is_too_much(request)
         job = QueuedJob(next(self._ids), request, self.context_tokens)
         self._waiting.put(job.asker, job)

@@ -12,7 +12,7 @@ import trio
 from agent.config import EngineConfig, ModelConfig
 from agent.engine.holding import Holding, State
 from agent.engine.identify import HashCache
-from agent.errors import NoLocalModelError
+from agent.errors import ModelLoadError, NoLocalModelError
 from fleet.models.reference import is_hash, matches
 from fleet.net.messages import Delta, Finished, InferRequest, Started
 
@@ -87,6 +87,16 @@ class EnginePool:
         """The model with this content hash or (in any case) name; None as long as its file has not been identified."""
         holding = self._find(model)
         return _held(holding) if holding else None
+
+    def problem(self, model: str) -> ModelLoadError | None:
+        """Why a model that is configured here, by hash or name, cannot be loaded; None where there is no such trouble.
+
+        It may be one that `find` does not give: the hash of a file that cannot be read is not known.
+        """
+        for holding in self._holdings:
+            if matches(model, model_hash=holding.identity.hash, name=holding.name) and holding.problem is not None:
+                return holding.problem
+        return None
 
     async def generate(
         self, model_hash: str, request: InferRequest, emit: Callable[[Started | Delta | Finished], Awaitable[None]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
+from agent.errors import ModelLoadError
 from agent.jobs.watch import EngineEmit
 from agent.routing.decide import LocalState, PeerState
 from fleet.net.messages import InferRequest
@@ -23,6 +24,9 @@ class Neighbourhood(Protocol):
 
     def local_state(self, model: str) -> LocalState:
         """This box's own holding of a model."""
+
+    def local_problem(self, model: str) -> ModelLoadError | None:
+        """Why this box cannot load a model that it is configured to hold; None where it can, or is not."""
 
     def peer_states(self, model: str) -> Sequence[PeerState]:
         """Every peer this box has heard of or is configured to know."""

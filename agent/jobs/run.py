@@ -12,6 +12,7 @@ from agent.errors import (
     AgentError,
     InterruptedJobError,
     LoopDetectedError,
+    ModelLoadError,
     ModelNotFoundError,
     NoCapablePeerError,
     NoLocalModelError,
@@ -215,6 +216,10 @@ class JobRunner:
         model = job.request.model
         if progress.failures:
             return self._exhausted(progress)
+        problem = None if job.policy == "require" else self._fleet.local_problem(model)
+        if problem is not None:
+            problem.details["candidates"] = _candidates(decision)
+            return problem
         if decision.refusal == "no_local_model":
             return NoLocalModelError(
                 f"this box does not hold {model!r} and the request forbids asking another (X-Shoal-Offload: never)",
@@ -227,6 +232,12 @@ class JobRunner:
             return RefusedByPeersError(
                 f"{', '.join(refusing)} may hold {model!r} but refuses this box's key {self._fleet.peer_id}; an admin"
                 " of that fleet has to let it in, with an invite or by allowing the key",
+                details={"candidates": _candidates(decision)},
+            )
+        failed = [peer.name for peer in peers if peer.model is not None and peer.model.state == "failed"]
+        if failed and not any(peer.model is not None and peer.model.state != "failed" for peer in peers):
+            return ModelLoadError(
+                f"{', '.join(failed)} should hold {model!r} but cannot load it; `shoal doctor` there says why",
                 details={"candidates": _candidates(decision)},
             )
         known = self._fleet.known_models()

@@ -261,6 +261,19 @@ def test_b5_no_model_and_no_peer(tmp_path: Path) -> None:
         assert streamed.status_code == 503
 
 
+@pytest.mark.parametrize("file", ["text", "missing"])
+def test_a_model_that_cannot_be_loaded_is_said_so(tmp_path: Path, file: str) -> None:
+    path = tmp_path / "broken.gguf"
+    if file == "text":
+        path.write_text("not a model")
+    boxes = {"jetson-1": {"models": [{"path": str(path), "name": "Broken"}]}}
+    with agents(tmp_path, boxes) as (jetson,):
+        for headers in ({}, {"X-Shoal-Offload": "never"}):
+            answer = ask(jetson, model="broken", headers=headers)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (500, "model_load")
+            assert str(path) in answer.json()["error"]["message"]
+
+
 def test_b25_a_refused_key_is_told_to_the_asker_at_once(tmp_path: Path) -> None:
     with agents(tmp_path, {"sensor-1": {}, "jetson-1": {}}, members=["jetson-1"]) as (sensor, _):
         wait_until(lambda: [p["state"] for p in peers(sensor)] == ["refused"])

@@ -18,6 +18,7 @@ from agent.errors import (
     EngineError,
     InterruptedJobError,
     LoopDetectedError,
+    ModelLoadError,
     ModelNotFoundError,
     NoCapablePeerError,
     OverloadedError,
@@ -51,6 +52,7 @@ class Fleet:
     held: dict[str, ModelPresence] = field(default_factory=dict)
     #: Peers that refuse this box's key: whether they were heard before, and what they held then.
     refusing: dict[str, tuple[bool, ModelPresence | None]] = field(default_factory=dict)
+    problem: ModelLoadError | None = None
     asked: list[tuple[str, InferRequest]] = field(default_factory=list)
     dialled: int = 0
     on_dial: Callable[[], None] = lambda: None
@@ -60,6 +62,9 @@ class Fleet:
 
     def local_state(self, model: str) -> LocalState:
         return LocalState("me", "here", holding() if self.local and model == "m" else None)
+
+    def local_problem(self, model: str) -> ModelLoadError | None:
+        return self.problem
 
     def peer_states(self, model: str) -> Sequence[PeerState]:
         up = [
@@ -239,6 +244,24 @@ def candidate(result: Result, name: str) -> dict[str, object]:
     assert isinstance(candidates, list)
     found: dict[str, object] = next(one for one in candidates if one["name"] == name)
     return found
+
+
+@pytest.mark.parametrize("policy", ["prefer", "never"])
+def test_a_model_that_this_box_cannot_load_is_the_reason_given(policy: str) -> None:
+    trouble = ModelLoadError("m cannot be loaded: not a GGUF file; replace /srv/m.gguf")
+    result = run(Fleet({}, problem=trouble), job(policy=policy))
+    assert result.error is trouble
+    required = run(Fleet({}, problem=trouble), job(policy="require"))
+    assert isinstance(required.error, NoCapablePeerError)
+    assert run(Fleet({"p": serve(["ok"])}, problem=trouble)).text == "ok"
+
+
+def test_a_model_that_no_holder_can_load_is_the_reason_given() -> None:
+    broken = holding().model_copy(update={"state": "failed"})
+    result = run(Fleet({"p": serve(["x"])}, held={"p": broken}))
+    assert isinstance(result.error, ModelLoadError)
+    assert "p should hold 'm' but cannot load it" in result.error.message
+    assert run(Fleet({"p": serve(["x"]), "q": serve(["ok"])}, held={"p": broken})).text == "ok"
 
 
 def test_b16_a_job_that_was_here_before_is_a_loop() -> None:
