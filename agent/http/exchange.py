@@ -158,9 +158,9 @@ class Exchange:
 
 
 def text_of(body: bytes) -> str:
-    """The body as text; raises BadRequestError that says where it stops being UTF-8."""
+    """The body as text, without a byte order mark; raises BadRequestError that says where it stops being UTF-8."""
     try:
-        return body.decode("utf-8")
+        return body.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise BadRequestError(f"the body is not UTF-8 (at byte {error.start}); send JSON in UTF-8") from None
 

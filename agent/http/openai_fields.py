@@ -83,6 +83,14 @@ MESSAGE: Final[Mapping[str, Neutral]] = {
 }
 
 
+#: Fields of the other endpoint, by the field of this one that takes their place.
+_ELSEWHERE: Final[Mapping[tuple[str, str], str]] = {
+    ("prompt", "messages"): "send messages, or the prompt to /v1/completions",
+    ("messages", "prompt"): "send a prompt, or the messages to /v1/chat/completions",
+    ("max_completion_tokens", "prompt"): "it is max_tokens here",
+}
+
+
 def supported_only(
     fields: Mapping[str, object], supported: Iterable[str], unsupported: Mapping[str, Neutral], where: str = ""
 ) -> dict[str, object]:
@@ -106,5 +114,6 @@ def supported_only(
             shown = f"{where}{name}"[:80]
             near = difflib.get_close_matches(name[:80], [*known, *unsupported], n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else ""
+            hint = next((f"; {_ELSEWHERE[name, own]}" for own in known if (name, own) in _ELSEWHERE), hint)
             raise BadRequestError(f"unknown field {shown!r}{hint}", details={"param": shown})
     return kept

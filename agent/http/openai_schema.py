@@ -240,6 +240,18 @@ def _message_fields(index: int, message: object) -> object:
     return fields
 
 
+#: What pydantic says in the words of Python, in those of JSON.
+_IN_JSON: Final[Mapping[str, str]] = {
+    "bool_type": "must be true or false",
+    "dict_type": "must be an object",
+    "float_type": "must be a number",
+    "int_type": "must be an integer",
+    "list_type": "must be an array",
+    "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
+    "string_type": "must be a string",
+}
+
 M = TypeVar("M", bound=_Request)
 
 
@@ -252,7 +264,7 @@ def _validate(kind: type[M], fields: Mapping[str, object]) -> M:
     if first["type"] == "missing":
         hint = "; GET /v1/models lists what there is" if param == "model" else ""
         raise BadRequestError(f"{param} is required{hint}", details={"param": param})
-    raise BadRequestError(f"{param}: {first['msg']}", details={"param": param})
+    raise BadRequestError(f"{param}: {_IN_JSON.get(first['type'], first['msg'])}", details={"param": param})
 
 
 def _sampling(request: _Request, max_tokens: int | None) -> Sampling:

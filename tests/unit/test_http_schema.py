@@ -253,3 +253,33 @@ def test_no_body_fails_but_by_a_clear_refusal(fields: dict[str, Any]) -> None:
 def test_no_bytes_fail_but_by_a_clear_refusal(body: bytes) -> None:
     with pytest.raises(BadRequestError):
         parse_chat(body, {}.get, "job-1")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"messages": 5}, "messages: must be an array"),
+        ({"messages": ["x"]}, "messages.0: must be an object"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content: must be a string"),
+        ({"model": 5}, "model: must be a string"),
+        ({"stream": "yes"}, "stream: must be true or false"),
+        ({"max_tokens": "9"}, "max_tokens: must be an integer"),
+        ({"temperature": "hot"}, "temperature: must be a number"),
+        ({"stream": True, "stream_options": []}, "stream_options: must be an object"),
+    ],
+)
+def test_a_wrong_type_is_named_in_the_words_of_json(fields: dict[str, Any], message: str) -> None:
+    assert refusal(chat, **fields).message == message
+
+
+def test_a_field_of_the_other_endpoint_is_answered_with_the_way_there() -> None:
+    assert refusal(chat, prompt="x").message == (
+        "unknown field 'prompt'; send messages, or the prompt to /v1/completions"
+    )
+    assert "/v1/chat/completions" in refusal(completion, messages=[]).message
+    assert refusal(completion, max_completion_tokens=5).message.endswith("it is max_tokens here")
+
+
+def test_a_byte_order_mark_is_passed_over() -> None:
+    body = b"\xef\xbb\xbf" + json.dumps(CHAT).encode()
+    assert parse_chat(body, {}.get, "job-1").job.request.model == "m"
