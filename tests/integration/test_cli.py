@@ -600,3 +600,28 @@ def test_the_commands_agree_with_a_real_agent(tmp_path: Path) -> None:
         assert doctor.code == 0
         assert doctor.json["agent"]["name"] == "sensor-1"
         assert [found["code"] for found in doctor.json["warnings"]] == ["loopback_only"]
+
+
+@pytest.mark.parametrize(
+    "args", [("chat", "hi"), ("chat", "hi", "--no-stream"), ("chat", "hi", "-o", "json"), ("peers",)]
+)
+def test_output_that_cannot_be_written_is_one_line_and_no_traceback(args: tuple[str, ...]) -> None:
+    with scripted() as script, Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "agent.cli.main", *args],
+            stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, timeout=LIMIT, env=environment(script.url),
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.decode().splitlines()[-1] == "shoal: No space left on device"
+    assert "Traceback" not in done.stderr.decode()
+    assert "Exception" not in done.stderr.decode()
+
+
+def test_a_chat_with_nobody_but_boxes_that_refuse_us_is_a_denial() -> None:
+    nothing = {"/v1/models": (200, {"object": "list", "data": []})}
+    refused = {"/v1/fleet/peers": (200, {"peers": [{**LOST, "state": "refused"}]})}
+    with scripted({**nothing, **refused}) as script:
+        done = shoal("chat", "hi", url=script.url)
+    assert (done.code, "refuses its key" in done.err) == (4, True)
+    with scripted(nothing) as script:
+        assert shoal("chat", "hi", url=script.url).code == 3
