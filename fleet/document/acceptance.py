@@ -1,9 +1,11 @@
 """Which ops may enter the set: small checks, each of which says why it refuses.
 
 Acceptance is about what an op is and who may ever write its kind; whether it counts today (its author may have been
-revoked since) is the view's affair. Nothing here looks at a clock. What depends on the order of arrival is `unknown_author` and `unknown_invite`, and such an
-op is offered again once what it rests on has come; and two bounds that only an attack with an admin's key, or with a
-token and a member's key, can reach: MAX_TWINS and SURPLUS_JOINS. Past them boxes may keep different ops of the attacker's.
+revoked since) is the view's affair. Nothing here looks at a clock.
+
+What depends on the order of arrival is `unknown_author` and `unknown_invite`, and such an op is offered again once what
+it rests on has come; and two bounds that only an attack with an admin's key, or with a token and a member's key, can
+reach: MAX_TWINS and SURPLUS_JOINS. Past them boxes may keep different ops of the attacker's.
 """
 
 from __future__ import annotations

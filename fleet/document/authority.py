@@ -27,10 +27,11 @@ How = Literal["cert", "join"]
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """How a key became a member, and the op that says so."""
+    """How a key became a member, and the op that says so; `labels` are those of the invite it came in with."""
 
     how: How
     op: Op
+    labels: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -211,31 +212,31 @@ def _let_in(
     A claim is looked at once its countersigner is in: by the clock alone, a box that was let in by one whose clock is
     far ahead (which nobody follows, see `clock`) could itself let nobody in.
     """
-    waiting: dict[bytes, list[tuple[int, bytes, Op, int]]] = {}
+    waiting: dict[bytes, list[tuple[int, bytes, Op, Sequence[bodies.Invite]]]] = {}
     for op in joins:
         join = bodies.read_join(op.body)
         good = [
-            invite.uses
+            invite
             for _, invite in invites.get(op.path, ())
             if invite.key == join.key and invite.bound_to in (None, op.author)
         ]
         if good:
-            waiting.setdefault(join.by, []).append((join.hlc, op.id, op, min(good)))
+            waiting.setdefault(join.by, []).append((join.hlc, op.id, op, good))
     ready = [claim for key in members for claim in waiting.pop(key, ())]
     heapq.heapify(ready)
     used: dict[str, set[bytes]] = {}
     claims: list[Op] = []
     surplus: list[Op] = []
     while ready:
-        _, _, op, uses = heapq.heappop(ready)
+        _, _, op, terms = heapq.heappop(ready)
         claims.append(op)
         takers = used.setdefault(op.path, set())
-        if op.author not in takers and len(takers) >= uses:
+        if op.author not in takers and len(takers) >= min(invite.uses for invite in terms):
             surplus.append(op)
             continue
         takers.add(op.author)
         if op.author not in members:
-            members[op.author] = Membership("join", op)
+            members[op.author] = Membership("join", op, max(invite.labels for invite in terms))
             for claim in waiting.pop(op.author, ()):
                 heapq.heappush(ready, claim)
     # An admin's certificate or revocation settles the matter, and so does another invite.

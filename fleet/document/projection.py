@@ -255,7 +255,8 @@ def _members(old: View | None, new: View) -> Iterator[_Write]:
 def _member(view: View, key: bytes) -> _Write:
     node = _by_author(view).get(key, {}).get("node")
     said = read_box(key, {"node": node} if node else {}).node
-    value = {"how": view.authority.members[key].how, "name": said.name, "labels": dict(said.labels)}
+    member = view.authority.members[key]
+    value = {"how": member.how, "name": said.name, "labels": {**dict(said.labels), **dict(member.labels)}}
     return "members", key.hex(), text_of(value)
 
 

@@ -31,8 +31,8 @@ class Setting:
 def live_ops(authority: Authority, ops: Iterable[Op]) -> dict[tuple[str, str], list[Op]]:
     """Firewall and configuration ops that count and that no op that counts has superseded, by (kind, path).
 
-    An op is superseded only by one of its own kind and path. What closes doors, a deny or the policy `allow-list`, counts
-    also from a forked branch.
+    An op is superseded only by one of its own kind and path. What closes doors, a deny or the policy `allow-list`,
+    counts also from a forked branch.
     """
     # Sorted, so that what is made of them is the same to the last detail on every box.
     candidates = sorted((op for op in ops if op.kind in ("fw", "cfg") and op.author in authority.rank), key=_id)

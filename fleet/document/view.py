@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Final
@@ -65,8 +66,13 @@ class View:
         return MappingProxyType({key: self.box(key) for key in keys})
 
     def box(self, key: bytes) -> Box:
-        """One box; with empty facts for a key that is no member."""
-        return read_box(key, self._facts.get(key, {}))
+        """One box; with empty facts for a key that is no member. Labels of its invite stand above its own."""
+        box = read_box(key, self._facts.get(key, {}))
+        member = self.authority.members.get(key)
+        if member is None or not member.labels:
+            return box
+        labels = tuple(sorted({**dict(box.node.labels), **dict(member.labels)}.items()))
+        return replace(box, node=replace(box.node, labels=labels))
 
     def facts(self) -> Iterator[tuple[bytes, str, Op]]:
         """Every fact that is shown: author, path, op."""
