@@ -57,7 +57,9 @@ def _on_disk(place: Place) -> KnownFleet:
         own = place.identity().peer_id
     except IdentityError:
         own = ""
-    return KnownFleet(dict(fleet_facts(replica)), [dict(box) for box in box_facts(replica, own, {})], "disk")
+    # A disk says nothing of who is there now, not even of the box that it belongs to.
+    boxes = [{**box, "connected": None, "last_seen_s": None} for box in box_facts(replica, own, {})]
+    return KnownFleet(dict(fleet_facts(replica)), boxes, "disk")
 
 
 @click.command()
@@ -159,7 +161,7 @@ def _seen(box: Mapping[str, Any]) -> str:
     """Coarse, so that a table that is watched does not change by itself."""
     age = box["last_seen_s"]
     if age is None:
-        return "never"
+        return "-" if box["connected"] is None else "never"
     if age < 15:
         return "now" if box["connected"] else "a moment ago"
     return f"{age // 60:.0f} min ago" if age >= 60 else "under 1 min ago"

@@ -7,6 +7,8 @@ import io
 import json
 import os
 import pty
+import re
+import shlex
 import signal
 import sqlite3
 import stat
@@ -26,7 +28,7 @@ from agent.cli.main import main
 from fleet.document.bundle import write_bundle
 from fleet.document.invites import read_token
 from fleet.identity.keys import public_key_from_peer_id
-from tests.harness import Agent, Fleet, peer_id_of, seed_of
+from tests.harness import Agent, Fleet, free_port, peer_id_of, seed_of
 
 LIMIT = 60.0
 #: No box has this key, but one could.
@@ -265,6 +267,7 @@ def test_a_fleet_from_its_founding_to_a_stolen_box(tmp_path: Path) -> None:
             one.box.kill()
             offline = two.json("boxes")
             assert offline["source"] == "disk"
+            assert {box["connected"] for box in offline["boxes"]} == {None}
             assert {box["name"] for box in offline["boxes"]} == {"till-1", "till-2"}
             two.json("firewall", "deny", STRANGER, "--yes")
             assert two.standing(STRANGER) == "denied by the firewall"
@@ -787,3 +790,19 @@ def test_options_of_a_command_with_subcommands_belong_behind_them(here: Shoal) -
     done = in_this_process(["invite", "--uses", "3", "ls"], "", here.env(), here.box.folder)
     assert done.code == 2
     assert "behind the word 'ls'" in done.err
+
+
+def test_the_commands_of_the_documentation_run_in_their_order(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    page = (root / "docs" / "cli-fleet.md").read_text("utf-8")
+    blocks = re.findall(r"^```console\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    commands = [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+    (tmp_path / "manifests").symlink_to(root / "manifests")
+    env = {**shoal(tmp_path, "unused").env(SHOAL_HTTP_LISTEN=f"127.0.0.1:{free_port()}")}
+    del env["SHOAL_ADMIN_KEY_FILE"], env["SHOAL_IDENTITY_SEED"]
+    assert len(commands) > 15
+    for command in commands:
+        name, *args = shlex.split(command)
+        assert name == "shoal"
+        done = in_this_process(args, "", env, tmp_path)
+        assert done.code == 0, (command, done)
