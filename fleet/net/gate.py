@@ -7,6 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
+import structlog
+
+log = structlog.get_logger("shoal.gate")
+
 Direction = Literal["inbound", "outbound"]
 
 #: How many refused keys are remembered for `doctor`; a stranger can make new keys for ever.
@@ -28,6 +32,10 @@ class Gate:
 
     `on_refused(peer_id, direction, remote_addr)` is called for the first refusal of a key and then at each doubling,
     so that a stranger who knocks all day does not fill the log.
+
+    `counts` has refused keys as `inbound` and `outbound`, and what was turned away for another reason as
+    `half_open_dropped` (others came during its handshake), `handshake_timed_out`, `no_place_left` (too many
+    connections in all) and `too_many_of_one_key`.
     """
 
     def __init__(
@@ -51,6 +59,12 @@ class Gate:
         if self._on_refused is not None and count & (count - 1) == 0:
             self._on_refused(peer_id, direction, remote_addr)
         return False
+
+    def note(self, what: str) -> None:
+        """Count a connection that was turned away for another reason than its key; logged at each doubling."""
+        self.counts[what] += 1
+        if self.counts[what] & (self.counts[what] - 1) == 0:
+            log.warning("connections.turned_away", reason=what, count=self.counts[what])
 
     def refusals(self) -> tuple[Refusal, ...]:
         """The keys refused most recently, latest last; at most 64."""

@@ -28,7 +28,9 @@ from multiaddr import Multiaddr
 
 from fleet.errors import DeniedError, FleetError, PeerRefusedError, PeerUnreachableError
 from fleet.net import libp2p_fixes as fixes
+from fleet.net import libp2p_inbound as inbound
 from fleet.net.gate import Gate
+from fleet.net.libp2p_streams import DirectStream, flatten_connections
 from fleet.net.link import ByteStream
 
 LINK_PROTOCOL: Final = "/shoal/link/1"
@@ -49,7 +51,7 @@ class LinkStream:
         self._stream = stream
         self._on_closed = on_closed
         self.connection = stream.muxed_conn
-        self._direct = fixes.DirectStream(stream)
+        self._direct = DirectStream(stream)
         self.peer_id: str = str(stream.muxed_conn.peer_id)
         self.remote_addr: str = fixes.remote_address(stream.muxed_conn)
 
@@ -117,11 +119,12 @@ class Host:
         swarm = self._host.get_network()
         fixes.dial_once(swarm)
         fixes.never_dial_unasked(swarm)
-        fixes.bound_half_open(swarm)
-        fixes.release_inbound_slots(swarm)
+        inbound.forgo_resource_manager(swarm)
+        half_open = inbound.bound_half_open(swarm, gate.note)
+        inbound.release_inbound_slots(swarm)
         fixes.close_promptly(swarm)
-        fixes.flatten_connections(swarm, self._went_away)
-        fixes.gate_connections(swarm, self._admit)
+        flatten_connections(swarm, self._went_away)
+        inbound.gate_connections(swarm, self._admit, half_open, gate.note)
         self._host.set_stream_handler(TProtocol(LINK_PROTOCOL), self._inbound)
 
     @asynccontextmanager
@@ -242,7 +245,7 @@ class Host:
         link = LinkStream(stream)
         if not self._gate.admit(link.peer_id, "inbound", link.remote_addr):
             # Allowed when it connected, and no longer: it is told as at the handshake, and cut off.
-            await link.connection.close(fixes.GATED)
+            await link.connection.close(inbound.GATED)
             return
         self._links.setdefault(link.connection, set()).add(link)
         try:
@@ -259,7 +262,7 @@ class Host:
 
     def _went_away(self, peer_id: str, code: int) -> None:
         scope = self._refused.get(peer_id)
-        if code == fixes.GATED and scope is not None:
+        if code == inbound.GATED and scope is not None:
             scope.cancel()
 
 

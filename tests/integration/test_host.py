@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import trio
 
 from fleet.errors import DeniedError, PeerRefusedError, PeerUnreachableError
 from fleet.identity.keys import Identity
-from fleet.net import libp2p_fixes as fixes
+from fleet.net import half_open, libp2p_inbound, libp2p_streams
 from fleet.net.gate import Gate
 from fleet.net.host import Host
 from fleet.net.link import ByteStream
@@ -278,6 +278,121 @@ def test_b25_every_one_of_many_refusals_is_told_as_such() -> None:
     run(scenario)
 
 
+def test_places_come_back_whatever_strangers_do_and_members_get_in_meanwhile() -> None:
+    """Half-open connections, refused keys, garbage, failed and refused dials: nothing of them stays."""
+    member = peer_id_of("member")
+
+    async def scenario() -> None:
+        gate = Gate(member.__eq__)
+        box = Host(seed_of("box"), listen=("/ip4/127.0.0.1/tcp/0",), gate=gate, on_link=hold)
+        client, stranger = host_of("member"), host_of("stranger")
+        async with box.run(), client.run(), stranger.run():
+            swarm = box._host.get_network()
+            port = int(box.addrs()[0].split("/")[4])
+            idle = psutil.Process().num_fds()
+
+            async def visit() -> None:
+                with trio.fail_after(5):
+                    link = await client.open_link(box.peer_id, box.addrs(), timeout=5)
+                await link.close()
+
+            flood = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(200)]
+            await visit()
+            for half_open_stream in flood:
+                await half_open_stream.aclose()
+            for _ in range(200):
+                with pytest.raises(PeerRefusedError):
+                    await stranger.open_link(box.peer_id, box.addrs(), timeout=5)
+            for _ in range(200):
+                async with await trio.open_tcp_stream("127.0.0.1", port) as garbage:
+                    await garbage.send_all(b"\x13/multistream/1.0.0\n\x07/noise\n" + os.urandom(300))
+            for _ in range(20):
+                with pytest.raises(PeerUnreachableError):
+                    await client.open_link(SERVER, [f"/ip4/127.0.0.1/tcp/{free_port()}"], timeout=1)
+                with pytest.raises(PeerUnreachableError):  # another key than the dialled one answers
+                    await client.open_link(SERVER, [f"/ip4/127.0.0.1/tcp/{port}"], timeout=1)
+            await visit()
+            await until(lambda: not box.connected() and psutil.Process().num_fds() <= idle)
+            await until(lambda: swarm._inbound_limiter.borrowed_tokens == 0)
+            assert swarm._resource_manager is None
+            assert client._host.get_network()._resource_manager is None
+            assert gate.counts["inbound"] == 200
+            assert gate.counts["half_open_dropped"] >= 200 - half_open.MAX_HALF_OPEN_PER_ADDRESS - 1
+            assert gate.counts["no_place_left"] == 0
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("opening", [b"", b"\x13/multistream/1.0.0\n\x07/noise\n"])
+def test_a_member_gets_in_during_a_flood_of_1500_half_open_connections(opening: bytes) -> None:
+    async def scenario() -> None:
+        client = host_of("client")
+        async with server() as (addr, process), client.run():
+            port, opened = int(addr.split("/")[4]), 0
+
+            async def flood() -> None:
+                nonlocal opened
+                streams = []
+                while opened < 1500:
+                    stream = await trio.open_tcp_stream("127.0.0.1", port)
+                    await stream.send_all(opening)
+                    streams.append(stream)
+                    opened += 1
+                    await trio.sleep(1 / 150)
+                for stream in streams:
+                    await stream.aclose()
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(flood)
+                while opened < 1500:
+                    await until_linked(client, addr)
+                    await trio.sleep(1)
+            await until(
+                lambda: not any(c.status == "ESTABLISHED" for c in psutil.Process(process.pid).net_connections())
+            )
+
+    run(scenario)
+
+
+async def until_linked(client: Host, addr: str, limit: float = 5) -> None:
+    """Dial as the dialler does until a link is open."""
+    with trio.fail_after(limit):
+        while True:
+            try:
+                link = await client.open_link(SERVER, [addr], timeout=1)
+            except PeerUnreachableError:
+                await trio.sleep(0.2)
+            else:
+                await link.close()
+                return
+
+
+def test_one_key_does_not_take_all_connections() -> None:
+    async def scenario() -> None:
+        gate = Gate(lambda peer_id: True)
+        box = Host(seed_of("box"), listen=("/ip4/127.0.0.1/tcp/0",), gate=gate, on_link=hold)
+        greedy = [host_of("greedy") for _ in range(10)]
+        async with box.run(), AsyncExitStack() as stack:
+            refused = 0
+            for host in greedy:
+                await stack.enter_async_context(host.run())
+                try:
+                    await host.open_link(box.peer_id, box.addrs(), timeout=3)
+                except PeerUnreachableError:
+                    refused += 1
+            assert refused == gate.counts["too_many_of_one_key"] == 2
+            other = await stack.enter_async_context(running(host_of("other")))
+            await (await other.open_link(box.peer_id, box.addrs(), timeout=3)).close()
+
+    run(scenario)
+
+
+@asynccontextmanager
+async def running(host: Host) -> AsyncIterator[Host]:
+    async with host.run():
+        yield host
+
+
 def test_b28_a_key_that_is_no_longer_allowed_gets_no_new_link_on_an_old_connection_and_hears_why() -> None:
     allowed = {peer_id_of("client")}
 
@@ -344,5 +459,6 @@ def test_a_host_alone_leaves_room_in_the_memory_of_a_small_box() -> None:
 
 
 def test_the_limits_are_those_that_the_documents_name() -> None:
-    assert (fixes.MAX_HALF_OPEN, fixes.MAX_HALF_OPEN_PER_ADDRESS, fixes.MAX_STREAMS) == (128, 32, 64)
-    assert fixes.GATED == 0x1007
+    assert (half_open.MAX_HALF_OPEN, half_open.MAX_HALF_OPEN_PER_ADDRESS) == (128, 32)
+    assert (libp2p_streams.MAX_STREAMS, libp2p_inbound.MAX_CONNECTIONS_PER_KEY) == (64, 8)
+    assert libp2p_inbound.GATED == 0x1007

@@ -45,9 +45,11 @@ from multiaddr import Multiaddr
 
 from fleet.errors import PeerUnreachableError
 from fleet.net import libp2p_fixes as fixes
+from fleet.net import libp2p_inbound as inbound
 from fleet.net.frames import FrameDecoder, Ping, encode
 from fleet.net.gate import Gate
 from fleet.net.host import LINK_PROTOCOL, Host
+from fleet.net.libp2p_streams import flatten_connections
 from fleet.net.link import ByteStream
 from fleet.net.rpc import IncomingCall
 from tests.harness import free_port, peer_id_of, seed_of
@@ -134,7 +136,7 @@ def test_1_inbound_slots_are_given_back(repaired: bool) -> None:
     async def scenario() -> None:
         server = stock("server", max_connections=4, high_watermark=4)
         if repaired:
-            fixes.release_inbound_slots(server.get_network())
+            inbound.release_inbound_slots(server.get_network())
         async with listening(server):
             through = await visits(server, 9)
         assert (through == 9) is repaired
@@ -395,7 +397,7 @@ def test_10_half_open_connections_do_not_fill_the_slots(repaired: bool) -> None:
     async def scenario() -> None:
         server = stock("server", max_connections=40, high_watermark=40)
         if repaired:
-            fixes.bound_half_open(server.get_network())
+            inbound.bound_half_open(server.get_network())
         async with listening(server):
             port = int(str(address(server)).split("/")[4])
             flood = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(60)]
@@ -403,6 +405,42 @@ def test_10_half_open_connections_do_not_fill_the_slots(repaired: bool) -> None:
             assert (await visits(server, 1) == 1) is repaired
             for half_open in flood:
                 await half_open.aclose()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("repaired", [False, True])
+def test_13_strangers_do_not_use_up_the_places_for_connections(repaired: bool) -> None:
+    """The stock manager loses a place for each handshake that is cancelled and for each key that the gate refuses."""
+
+    async def scenario() -> None:
+        server = stock("server", max_connections=400, high_watermark=400)
+        swarm = server.get_network()
+        manager = swarm._resource_manager
+        manager.limits.max_connections = 40  # of 1000, for a shorter test; else it puts back what it began with
+        manager.graceful_degradation = None
+        if repaired:
+            inbound.forgo_resource_manager(swarm)
+        half_open = inbound.bound_half_open(swarm)
+        inbound.gate_connections(swarm, lambda peer_id, *_: peer_id == str(stock("visitor-0").get_id()), half_open)
+        async with listening(server):
+            port = int(str(address(server)).split("/")[4])
+            flood = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(120)]
+            for half in flood:
+                await half.aclose()
+            stranger = stock("stranger")
+            async with stranger.run(listen_addrs=[]):
+                knocks = 0
+                while knocks < 15 or (not repaired and knocks < 60 and manager._current_connections < 40):
+                    knocks += 1
+                    fixes.forget_failures(stranger.get_network(), server.get_id())
+                    with pytest.raises(ANY_ERROR), trio.fail_after(5):
+                        await stranger.connect(PeerInfo(server.get_id(), [address(server)]))
+                        await stranger.new_stream(server.get_id(), [LINK_PROTOCOL])
+            await trio.sleep(0.3)
+            assert len(half_open) == 0
+            assert (manager._current_connections == 0) is repaired
+            assert (await visits(server, 1) == 1) is repaired
 
     run(scenario)
 
@@ -469,8 +507,8 @@ def test_stock_libp2p_forgets_why_a_peer_went_away_and_this_one_tells() -> None:
 
     async def scenario() -> None:
         server, client = stock("server"), stock("client")
-        fixes.gate_connections(server.get_network(), lambda *_: False)
-        fixes.flatten_connections(client.get_network(), lambda peer_id, code: codes.append((peer_id, code)))
+        inbound.gate_connections(server.get_network(), lambda *_: False)
+        flatten_connections(client.get_network(), lambda peer_id, code: codes.append((peer_id, code)))
         async with listening(server), client.run(listen_addrs=[]):
             try:
                 await client.connect(PeerInfo(server.get_id(), [address(server)]))
@@ -479,7 +517,7 @@ def test_stock_libp2p_forgets_why_a_peer_went_away_and_this_one_tells() -> None:
                         await trio.sleep(0.02)
             except ANY_ERROR:
                 pass
-        assert codes == [(str(server.get_id()), fixes.GATED)]
+        assert codes == [(str(server.get_id()), inbound.GATED)]
 
     run(scenario)
 
@@ -493,7 +531,7 @@ async def attack(repaired: bool) -> AsyncIterator[tuple[Any, Any, Any]]:
     """A server that reads nothing by itself, and an admitted client's muxer and stream to write frames by hand."""
     server, client = stock("server"), stock("client")
     if repaired:
-        fixes.flatten_connections(server.get_network(), lambda *_: None)
+        flatten_connections(server.get_network(), lambda *_: None)
     server.set_stream_handler(LINK_PROTOCOL, never_read)
     async with server.run(listen_addrs=[LOOPBACK]), client.run(listen_addrs=[]):
         await client.connect(PeerInfo(server.get_id(), [address(server)]))
@@ -550,12 +588,12 @@ def test_a_body_that_looks_like_a_header_is_only_a_body() -> None:
 
     async def scenario() -> None:
         server, client = stock("server"), stock("client")
-        fixes.flatten_connections(server.get_network(), lambda peer_id, code: gone.append(code))
+        flatten_connections(server.get_network(), lambda peer_id, code: gone.append(code))
         async with listening(server), client.run(listen_addrs=[]):
             await client.connect(PeerInfo(server.get_id(), [address(server)]))
             stream = await client.new_stream(server.get_id(), [LINK_PROTOCOL])
             for body in (
-                struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_GO_AWAY, 0, 0, fixes.GATED),
+                struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_GO_AWAY, 0, 0, inbound.GATED),
                 struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_DATA, 0, 1, 0xFFFFFFFF),
                 struct.pack(YAMUX_HEADER_FORMAT, 9, 9, 9, 9, 9),
             ):

@@ -60,3 +60,12 @@ def test_the_owner_hears_of_a_key_at_its_first_refusal_and_at_each_doubling() ->
     assert heard == [("a", "inbound", "10.0.0.1:1")] * 7
     gate.admit("b", "outbound", "")
     assert heard[-1] == ("b", "outbound", "")
+
+
+def test_what_is_turned_away_without_a_key_is_counted_by_reason() -> None:
+    gate = Gate(lambda peer_id: True)
+    for _ in range(3):
+        gate.note("half_open_dropped")
+    gate.note("no_place_left")
+    assert gate.counts == {"half_open_dropped": 3, "no_place_left": 1}
+    assert gate.refusals() == ()
