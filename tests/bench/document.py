@@ -24,7 +24,6 @@ from fleet.document.store import OpStore
 from fleet.identity.genesis import Genesis
 from fleet.identity.keys import Identity
 from tests.bench.report import Figure, at_least, at_most, publish
-from tests.sim.gossip_box import connect, fact, members, plain_fact, two
 
 BOXES = 10_000
 RUNS = 5
@@ -102,6 +101,9 @@ def _open_fleet(folder: str) -> dict[str, Any]:
 
 def anti_entropy() -> list[Figure]:
     """Bytes on the wire of one comparison over a link, both ways, frames included."""
+    # Here, because the processes whose memory is measured import this module too, and have no use for a network.
+    from tests.sim.gossip_box import connect, fact, members, plain_fact, two
+
     author = members(1)[0]
     crowd = [plain_fact(bytes([number]) * 32, seq) for number in range(100) for seq in range(200)]
 
