@@ -210,6 +210,9 @@ class Host:
         fixes.forget_failures(self._host.get_network(), peer)
         fixes.use_one_address(self._host, peer, address)
         await self._host.connect(PeerInfo(peer, [address]))
+        if not self._connections(peer_id):
+            # `new_stream` would dial once more (swarm.py 1588), and so knock twice where it was turned away.
+            raise PeerUnreachableError("it closed the connection at once")
         return await self._host.new_stream(peer, [TProtocol(LINK_PROTOCOL)])
 
     def _connections(self, peer_id: str) -> list[Any]:
