@@ -20,6 +20,8 @@ from agent.http import document_socket
 from agent.http.document_socket import DocumentSocket
 from agent.http.server import serve
 from fleet.document.projection import MAPS, Projection
+from fleet.identity.keys import public_key_from_peer_id
+from tests.harness import Agent, agents
 from tests.http_agent import ScriptedServices
 from tests.projected import BOXES, NOW, Fleet
 
@@ -242,3 +244,28 @@ def test_an_app_with_a_key_gets_in(tmp_path: Path) -> None:
             await app.shows(projection)
 
     run(test)
+
+
+def test_an_app_beside_a_running_agent_sees_a_box_join_live_and_be_revoked(tmp_path: Path) -> None:
+    with agents(tmp_path, {"pos-1": {}}) as (one,):
+        token = one.fleet.invite(one.p2p_addr)
+        one.offer(token.op)
+        new = Agent(tmp_path / "pos-2", "pos-2", {}, {"SHOAL_JOIN_TOKEN": token.text()}, one.fleet)
+        key = public_key_from_peer_id(new.peer_id).hex()
+
+        async def scenario() -> None:
+            with trio.fail_after(LIMIT):
+                async with node_app(one.http_port) as app:
+                    await app.hear(lambda said: "pos-1" in json.dumps(said.get("document", {}).get("members", {})))
+                    assert key not in app.document["members"]
+                    await trio.to_thread.run_sync(new.start)
+                    await app.hear(lambda said: "pos-2" in said.get("document", {}).get("members", {}).get(key, ""))
+                    assert json.loads(app.document["firewall"][key])["admitted"] is True
+                    await trio.to_thread.run_sync(one.offer, one.fleet.revoke(new.peer_id))
+                    await app.hear(lambda said: key not in said.get("document", {}).get("members", {key: ""}))
+                    assert json.loads(app.document["firewall"][key])["admitted"] is False
+
+        try:
+            trio.run(scenario)
+        finally:
+            new.kill()
