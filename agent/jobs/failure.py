@@ -103,14 +103,17 @@ def of_peer(error: FleetError, request: InferRequest, held: ModelPresence | None
     return Failure(reason, claim=kind(error.message, details=_details(code, error.details)))
 
 
-def of_local(error: AgentError) -> Failure:
-    """Classify what this box's own engine raised; only its own trouble is worth asking another box."""
+def of_local(error: AgentError, *, here: bool) -> Failure:
+    """Classify what this box raised while the job ran `here`, in its own engine, or waited for a peer.
+
+    Only its engine's own trouble, or a peer that is silent, is worth asking another box.
+    """
     if isinstance(error, OverloadedError):
         return Failure("overloaded", overloaded=True, retry_after=error.retry_after)
     if isinstance(error, DeadlineError) and error.details.get("phase") in ("total", "client_stalled"):
         return Failure(error.message, final=error)
     if isinstance(error, EngineError | DeadlineError):
-        return Failure(f"{error.code}: {error.message}"[:_MAX_REASON], claim=error)
+        return Failure(f"{error.code}: {error.message}"[:_MAX_REASON], claim=error if here else None)
     return Failure(error.code, final=error)
 
 

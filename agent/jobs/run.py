@@ -162,7 +162,7 @@ class JobRunner:
             # A link that breaks between the last event and the end of the call takes nothing from the answer.
             return None if answer.finished else failure.of_peer(error, request, held)
         except AgentError as error:
-            return failure.of_local(error)
+            return failure.of_local(error, here=target == self._fleet.peer_id)
         return None
 
     def _holding(self, target: str, model: str) -> ModelPresence | None:

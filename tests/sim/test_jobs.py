@@ -361,6 +361,12 @@ def test_b20_time_outs_free_the_slot(script: Script, phase: str, seconds: float)
         assert result.seconds == pytest.approx(0.1 + 11 + 10, abs=0.2)
 
 
+def test_b17_b20_peers_that_are_all_silent_are_unreachable_and_a_silent_engine_is_late() -> None:
+    silent = serve(["a"], first=100)
+    assert isinstance(run(Fleet({"p": silent, "q": silent})).error, PeerUnreachableError)
+    assert isinstance(run(Fleet({}, local=silent)).error, DeadlineError)
+
+
 def test_b20_a_silent_peer_is_given_up_and_the_next_one_serves() -> None:
     fleet = Fleet({"p": serve(["a"], first=100), "q": serve(["b"])})
     result = run(fleet)
