@@ -29,6 +29,7 @@ from multiaddr import Multiaddr
 from fleet.errors import DeniedError, FleetError, PeerRefusedError, PeerUnreachableError
 from fleet.net import libp2p_fixes as fixes
 from fleet.net import libp2p_inbound as inbound
+from fleet.net.dial_failure import describe
 from fleet.net.gate import Gate
 from fleet.net.libp2p_streams import DirectStream, flatten_connections
 from fleet.net.link import ByteStream
@@ -186,11 +187,11 @@ class Host:
             with refused:
                 stream = await fixes.bounded(limit, lambda: self._open_stream(peer_id, addr))
         except trio.TooSlowError:
-            raise PeerUnreachableError(f"no answer within {limit:.1f} s") from None
+            raise PeerUnreachableError(f"timed out: no answer within {limit:.1f} s") from None
         except Exception as error:
             # libp2p raises many classes here, and groups of them; each means that this address led nowhere.
             if not refused.cancel_called:
-                raise PeerUnreachableError(_reason(error)) from error
+                raise PeerUnreachableError(describe(error, f"{addr}/p2p/{peer_id}")) from error
         finally:
             if self._refused.get(peer_id) is refused:
                 del self._refused[peer_id]
@@ -267,15 +268,6 @@ class Host:
         scope = self._refused.get(peer_id)
         if code == inbound.GATED and scope is not None:
             scope.cancel()
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost text of a libp2p error, which says more than the layers around it."""
-    deepest = error
-    while deepest.__cause__ is not None:
-        deepest = deepest.__cause__
-    text = str(deepest) or type(deepest).__name__
-    return text.splitlines()[0][:200]
 
 
 def _check_free(addr: Multiaddr) -> None:

@@ -182,6 +182,33 @@ def test_an_address_that_leads_nowhere_is_a_peer_that_cannot_be_reached(addrs: l
     run(scenario)
 
 
+def test_why_a_box_cannot_be_reached_is_told_with_the_address() -> None:
+    async def web_server(stream: trio.SocketStream) -> None:
+        await stream.send_all(
+            b"HTTP/1.1 400 Bad Request\r\nServer: something\r\nContent-Type: text/html; charset=utf-8\r\n\r\n"
+        )
+        await stream.receive_some(1000)
+
+    async def scenario() -> None:
+        client, dead = host_of("client"), free_port()
+        async with client.run(), trio.open_nursery() as nursery, server() as (addr, _):
+            (listener,) = await nursery.start(partial(trio.serve_tcp, web_server, 0, host="127.0.0.1"))
+            web = listener.socket.getsockname()[1]
+            other = addr.split("/p2p/")[0]
+            for at, words in (
+                (f"/ip4/127.0.0.1/tcp/{dead}", "connection refused"),
+                (f"/ip4/127.0.0.1/tcp/{web}", "does not speak the protocol"),
+                (other, f"its key is not {peer_id_of('nobody')}"),
+            ):
+                with pytest.raises(PeerUnreachableError) as caught:
+                    await client.open_link(peer_id_of("nobody"), [at], timeout=5)
+                assert caught.value.message.startswith(f"{at}: ")
+                assert words in caught.value.message
+            nursery.cancel_scope.cancel()
+
+    run(scenario)
+
+
 def test_a_peer_id_that_is_none_is_a_peer_that_cannot_be_reached() -> None:
     async def scenario() -> None:
         client = host_of("client")
@@ -269,10 +296,21 @@ def test_b25_every_one_of_many_refusals_is_told_as_such() -> None:
         client = host_of("client")
         async with server("refuses") as (addr, process), client.run():
             held = psutil.Process(process.pid).num_fds()
-            for _ in range(30):
+            for _ in range(60):
                 with pytest.raises(PeerRefusedError, match=client.peer_id):
                     await client.open_link(SERVER, [addr], timeout=10)
             assert client.connected() == ()
+            crowd = [host_of(f"client-{index}") for index in range(8)]
+
+            async def knock(host: Host) -> None:
+                async with host.run():
+                    for _ in range(8):
+                        with pytest.raises(PeerRefusedError, match=host.peer_id):
+                            await host.open_link(SERVER, [addr], timeout=10)
+
+            async with trio.open_nursery() as nursery:
+                for one in crowd:
+                    nursery.start_soon(knock, one)
             await until(lambda: psutil.Process(process.pid).num_fds() <= held)
 
     run(scenario)
