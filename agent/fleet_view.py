@@ -22,6 +22,7 @@ from fleet.net.messages import (
     METHOD_INFER,
     NOTIFY_PRESENCE,
     Delta,
+    Finished,
     Hello,
     InferRequest,
     ModelPresence,
@@ -163,22 +164,24 @@ class FleetView:
             raise RemoteError("peer_unreachable", "not connected", retryable=True)
 
         tokens = 0
+        finished = False
 
         async def on_event(body: object) -> None:
-            nonlocal tokens
+            nonlocal tokens, finished
             try:
                 event = parse_infer_event(body)
             except MessageError:
                 self.refused["bad_event"] += 1
                 raise
-            if isinstance(event, Delta):
-                tokens += 1
+            tokens += isinstance(event, Delta)
+            finished = isinstance(event, Finished)
             await emit(event)
 
         sent = request.model_copy(update={"route": (self.peer_id,)})
         failed = False
         try:
             await link.call(METHOD_INFER, sent.model_dump(mode="json", exclude_none=True), on_event)
+            failed = not finished
         except FleetError:
             failed = True
             raise
