@@ -117,6 +117,7 @@ class Host:
             ),
         )
         self.peer_id: str = str(self._host.get_id())
+        fixes.speak_links_only(self._host)
         swarm = self._host.get_network()
         fixes.dial_once(swarm)
         fixes.never_dial_unasked(swarm)

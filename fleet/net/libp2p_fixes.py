@@ -44,6 +44,22 @@ def never_dial_unasked(swarm: Any) -> None:
     swarm.auto_connector.maybe_connect = nothing
 
 
+def speak_links_only(host: Any) -> None:
+    """Every connection, inbound or outbound, is asked to identify itself, in a system task that dials again where the
+    connection has gone meanwhile (basic_host.py 1183, swarm.py 1588): a refused key then knocks twice, and one that
+    has just been shut out is dialled. What a peer answers, or pushes unasked, goes into the address book.
+
+    No box needs any of it, so none asks, and libp2p's own protocols (identify, its push, ping) are not offered.
+    """
+
+    def ask_nothing(peer_id: Any, *, reason: str) -> None:
+        return None
+
+    host._schedule_identify = ask_nothing
+    for protocol in tuple(host.multiselect.handlers):
+        host.multiselect.remove_handler(protocol)
+
+
 def forget_failures(swarm: Any, peer_id: Any) -> None:
     """A failed dial blacklists the peer for 60 s (swarm.py 950), and a connection that is ending stays in the table,
     where `connect` takes it for a live one (basic_host.py 1134)."""

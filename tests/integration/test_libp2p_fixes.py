@@ -676,3 +676,42 @@ def test_11_nobody_is_dialled_unasked(repaired: bool) -> None:
             assert (server.get_id() not in client.get_connected_peers()) is repaired
 
     run(scenario)
+
+
+@pytest.mark.parametrize("repaired", [False, True])
+def test_nothing_but_links_is_spoken(repaired: bool) -> None:
+    asked: list[str] = []
+
+    async def scenario() -> None:
+        server, client = stock("server"), stock("client")
+        if repaired:
+            for host in (server, client):
+                fixes.speak_links_only(host)
+        server.multiselect.negotiate = noting(server.multiselect.negotiate, asked)
+        async with listening(server), client.run(listen_addrs=[]):
+            await client.connect(PeerInfo(server.get_id(), [address(server)]))
+            stream = await client.new_stream(server.get_id(), [LINK_PROTOCOL])
+            await stream.write(b"hello")
+            assert await stream.read(5) == b"hello"
+            for protocol in ("/ipfs/id/1.0.0", "/ipfs/id/push/1.0.0", "/ipfs/ping/1.0.0"):
+                try:
+                    await client.new_stream(server.get_id(), [protocol])
+                except ANY_ERROR:
+                    assert repaired
+                else:
+                    assert not repaired
+            await trio.sleep(0.2)
+        assert (asked == [LINK_PROTOCOL]) is repaired
+
+    run(scenario)
+
+
+def noting(negotiate: Callable[..., Awaitable[Any]], seen: list[str]) -> Callable[..., Awaitable[Any]]:
+    """`negotiate`, which also writes down what was agreed on."""
+
+    async def negotiate_and_note(*arguments: Any) -> Any:
+        protocol, handler = await negotiate(*arguments)
+        seen.append(str(protocol))
+        return protocol, handler
+
+    return negotiate_and_note
