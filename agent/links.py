@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 import random
+from collections.abc import Sequence
 from typing import Final
 
 import trio
 
+from agent.addresses import peer_problem
 from agent.membership import Membership, peer_id_of
 from fleet.document.replica import Change
 from fleet.gossip.neighbours import Neighbours
@@ -48,12 +51,36 @@ async def keep_links(membership: Membership, node: Node) -> None:
             node.forget(peer_id)
             failures.pop(peer_id, None)
         for peer_id in wanted:
-            node.keep(peer_id, replica.view.box(members[peer_id]).addrs)
+            node.keep(peer_id, worth_dialling(peer_id, replica.view.box(members[peer_id]).addrs, node.addrs()))
         for peer_id in plan.close:
             linked[peer_id].close("too many links here; others have room")
         kept = wanted
         with trio.move_on_after(_REVIEW):
             await news.wait()
+
+
+def worth_dialling(peer_id: str, addrs: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
+    """Those of a box's addresses that can lead to it: what a member writes must not make others knock anywhere.
+
+    Loopback is dialled only by a box that is itself on loopback alone, as all boxes of a demonstration are.
+    """
+    on_loopback = all(map(_is_loopback, own))
+    return tuple(
+        addr
+        for addr in addrs
+        if peer_problem(addr) is None
+        and addr.rsplit("/p2p/", 1)[-1] == peer_id
+        and (on_loopback or not _is_loopback(addr))
+    )
+
+
+def _is_loopback(addr: str) -> bool:
+    host = addr.split("/")[2]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+    return address.is_loopback or address.is_unspecified
 
 
 def _members(membership: Membership) -> dict[str, bytes]:
