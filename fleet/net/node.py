@@ -25,6 +25,8 @@ log = structlog.get_logger("shoal.node")
 
 #: Neighbours found by mDNS beyond this many are ignored: the LAN is not trusted to be small.
 MAX_DISCOVERED: Final = 512
+#: Seconds the links of a peer that is shut out are given for their goodbyes.
+_FAREWELL_LIMIT: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -121,9 +123,9 @@ class Node:
             self._dialler.forget(peer_id)
 
     def recheck(self) -> None:
-        """The firewall has changed: end every link, and every running call, that it no longer allows.
+        """The firewall has changed: end every connection, and every running call, that it no longer allows.
 
-        Returns at once; a link's farewell takes at most half a second.
+        Returns at once; a peer that is shut out is cut off within two seconds, whatever it does.
         """
         for links in list(self._links.values()):
             for link in links:
@@ -131,13 +133,17 @@ class Node:
                     link.recheck()
                 else:
                     link.close("the key is no longer allowed here")
-                    if self._nursery is not None:
-                        self._nursery.start_soon(self._disconnect, link)
+        if self._nursery is not None:
+            for peer_id in self._host.connected():
+                if not self._gate.allowed(peer_id):
+                    self._nursery.start_soon(self._shut_out, peer_id)
 
-    async def _disconnect(self, link: Link) -> None:
-        """Close the connection under a link as well: libp2p's own protocols run on it too."""
-        await link.closed.wait()
-        await self._host.disconnect(link.peer_id)
+    async def _shut_out(self, peer_id: str) -> None:
+        """Close every connection of a peer once its links have said goodbye."""
+        with trio.move_on_after(_FAREWELL_LIMIT):
+            for link in self._links.get(peer_id, ()):
+                await link.closed.wait()
+        await self._host.disconnect(peer_id)
 
     def dial_now(self) -> None:
         """Dial neighbours that are down at once instead of at their next turn."""

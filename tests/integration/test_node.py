@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import struct
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 import trio
+from libp2p.io.exceptions import ConnectionClosedError
+from libp2p.stream_muxer.yamux.yamux import FLAG_RST, FLAG_SYN, TYPE_WINDOW_UPDATE, YAMUX_HEADER_FORMAT
 
 from fleet.errors import FleetError, PeerRefusedError, PeerUnreachableError
+from fleet.net.frames import HelloFrame, encode
 from fleet.net.gate import Gate
-from fleet.net.host import Host
+from fleet.net.host import Host, LinkStream
 from fleet.net.link import ByteStream
+from fleet.net.messages import Hello, Presence
 from fleet.net.rpc import IncomingCall
 from tests.harness import free_port, peer_id_of, seed_of
 from tests.peer import Peer, peer
@@ -90,6 +98,65 @@ def test_b26_knowing_an_id_gives_nothing_without_its_key() -> None:
             assert impostor.ups == []
 
     run(scenario)
+
+
+@pytest.mark.parametrize("behaviour", ["reads nothing", "opens streams", "never linked", "many connections"])
+def test_b28_a_peer_that_is_shut_out_is_cut_off_within_two_seconds_whatever_it_does(behaviour: str) -> None:
+    allowed = {peer_id_of("evil")}
+
+    async def scenario() -> None:
+        async with peer("server", allowed=allowed.__contains__) as server, AsyncExitStack() as stack:
+            connections = []
+            for _ in range(6 if behaviour == "many connections" else 1):
+                host = dialling_host("evil")
+                await stack.enter_async_context(host.run())
+                stream = await host.open_link(server.node.peer_id, server.node.addrs(), timeout=5)
+                assert isinstance(stream, LinkStream)
+                if behaviour != "never linked":
+                    hello = Hello(name="evil", version="0", presence=Presence(seq=0, name="evil", version="0"))
+                    await stream.write(encode(HelloFrame(hello.model_dump(mode="json"))))
+                    while server.node.link(host.peer_id) is None:
+                        await server.node.wait_change()
+                # Whatever its own libp2p makes of a farewell, it keeps the socket.
+                connections.append(stream.connection.secured_conn)
+                stream.connection.secured_conn.close = trio.lowlevel.checkpoint
+            if behaviour == "reads nothing":
+                connections[0]._receive = trio.sleep_forever
+            async with trio.open_nursery() as nursery:
+                if behaviour == "opens streams":
+                    nursery.start_soon(open_streams, connections[0])
+                    await trio.sleep(0.1)
+                allowed.clear()
+                server.node.recheck()
+                with trio.fail_after(2):
+                    while server.node._host.connected():
+                        await trio.sleep(0.01)
+                    for connection in connections:
+                        await hung_up(connection._socket)
+                assert server.node.links() == ()
+
+    run(scenario)
+
+
+async def open_streams(connection: Any) -> None:
+    """Open streams, and close them again to be allowed more, until the other side is gone."""
+    with contextlib.suppress(ConnectionClosedError):
+        for number in range(1001, 2**31, 2):
+            for flag in (FLAG_SYN, FLAG_RST):
+                await connection.write(struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_WINDOW_UPDATE, flag, number, 0))
+            await trio.sleep(0.005)
+
+
+async def hung_up(socket: trio.SocketStream) -> None:
+    """Return once the other end of a socket is closed, also while another task reads it."""
+    while True:
+        try:
+            await socket.send_all(b"x")
+        except trio.BrokenResourceError:
+            return
+        except trio.BusyResourceError:
+            pass
+        await trio.sleep(0.01)
 
 
 def test_our_own_gate_also_holds_outwards() -> None:
