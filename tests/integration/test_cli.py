@@ -365,8 +365,6 @@ def test_ctrl_c_ends_a_chat_quietly() -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment(script.url),
-            # A test run that was started in the background ignores Ctrl-C, and so would everything it starts.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         assert process.stdout is not None
         assert process.stdout.read(5) == b"Hello"
