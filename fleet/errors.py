@@ -83,6 +83,15 @@ class CallTimeoutError(FleetError):
     retryable = True
 
 
+class BacklogError(FleetError):
+    """Whoever asked a peer did not read its answer, which was given up and cancelled there; read answers as they come.
+
+    `details` has `waiting_bytes` and `limit_bytes`. Asking another box would end the same way.
+    """
+
+    code = "backlog"
+
+
 class RemoteError(FleetError):
     """The peer answered a call with an error of its own; `code` on the instance is the peer's code."""
 

@@ -117,9 +117,13 @@ def encode(frame: Frame) -> bytes:
 
 
 class FrameDecoder:
-    """Turns a byte stream into frames. Holds at most one unfinished frame and the bytes last fed."""
+    """Turns a byte stream into frames. Holds at most one unfinished frame and the bytes last fed.
+
+    `payload` is what the frame that was just yielded was decoded from.
+    """
 
     def __init__(self) -> None:
+        self.payload = b""
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Frame]:
@@ -135,9 +139,10 @@ class FrameDecoder:
             end = _LENGTH.size + length
             if len(self._buffer) < end:
                 return
-            payload = bytes(memoryview(self._buffer)[_LENGTH.size : end])
+            self.payload = bytes(memoryview(self._buffer)[_LENGTH.size : end])
             del self._buffer[:end]
-            yield decode(payload)
+            yield decode(self.payload)
+            self.payload = b""
 
     @property
     def missing(self) -> int:

@@ -7,9 +7,8 @@ yamux.py `YamuxStream.write`). Docs: docs/adr/ on the multiplexed link.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import structlog
@@ -23,6 +22,7 @@ from fleet.errors import (
     PeerUnreachableError,
     RemoteError,
 )
+from fleet.net.backlog import Backlog
 from fleet.net.frames import (
     Call,
     Cancel,
@@ -49,8 +49,6 @@ SILENCE_LIMIT: Final = 2.5
 _CHECK_INTERVAL: Final = 0.25
 _GOODBYE_LIMIT: Final = 0.5
 _READ_SIZE: Final = 256 * 1024
-#: What one call may have waiting for its consumer before the call is given up: ~100k tokens.
-_MAX_PENDING: Final = 100_000
 
 log = structlog.get_logger("shoal.link")
 
@@ -76,18 +74,6 @@ class ByteStream(Protocol):
 
     async def close(self) -> None:
         """Close both directions; bounded in time, raises nothing but Cancelled."""
-
-
-@dataclass
-class _Outgoing:
-    """A call this box made: answers wait here for the task that made it."""
-
-    frames: deque[Event | End | Failure] = field(default_factory=deque)
-    wake: trio.Event = field(default_factory=trio.Event)
-
-    def put(self, frame: Event | End | Failure) -> None:
-        self.frames.append(frame)
-        self.wake.set()
 
 
 @dataclass(frozen=True)
@@ -117,7 +103,7 @@ class Link:
         self._stream = stream
         self._router = router
         self._outbox = Outbox()
-        self._calls: dict[int, _Outgoing] = {}
+        self._calls = Backlog()
         self._next_call = 1
         self._handling: dict[int, tuple[str, trio.CancelScope]] = {}
         self._highest_seen = 0
@@ -134,24 +120,20 @@ class Link:
     async def call(self, method: str, body: Mapping[str, object], on_event: OnEvent) -> object:
         """Call the peer; await `on_event` with each event and return the body of the answer.
 
-        Raises RemoteError with the peer's own code, PeerUnreachableError when the link is over or breaks, and
-        FrameError when `body` is past a frame's limit. There is no time-out here: cancel it, and the peer is told to
-        stop.
+        Raises RemoteError with the peer's own code, PeerUnreachableError when the link is over or breaks, FrameError
+        when `body` is past a frame's limit, and BacklogError when the answer comes faster than `on_event` takes it and
+        more of it waits than a call may hold (see fleet.net.backlog). There is no time-out here: cancel it, and the
+        peer is told to stop.
         """
         call_id, self._next_call = self._next_call, self._next_call + 1
-        pending = self._calls[call_id] = _Outgoing()
+        pending = self._calls.open(call_id)
         ended = False
         try:
+            if self.closed.is_set():
+                raise self._broken()
             await self._outbox.send(Call(call_id, method, body))
             while True:
-                while not pending.frames:
-                    pending.wake = trio.Event()
-                    if self.closed.is_set():
-                        ended = True
-                        raise PeerUnreachableError(f"the connection broke during the call ({self.close_reason})")
-                    await pending.wake.wait()
-                frame = pending.frames.popleft()
-                match frame:
+                match await pending.next():
                     case Event(_, event):
                         await on_event(event)
                     case End(_, answer):
@@ -161,9 +143,13 @@ class Link:
                         ended = True
                         raise RemoteError(code, message, retryable=retryable, details=details)
         finally:
-            del self._calls[call_id]
+            ended = ended or pending.failed  # a call that failed here has been cancelled there
+            self._calls.close(call_id)
             if not ended and not self._over():
                 self._outbox.send_now(Cancel(call_id))
+
+    def _broken(self) -> PeerUnreachableError:
+        return PeerUnreachableError(f"the connection broke during the call ({self.close_reason})")
 
     def notify(self, topic: str, body: Mapping[str, object]) -> None:
         """Send a message that has no answer; dropped silently when the link is over."""
@@ -210,8 +196,7 @@ class Link:
         finally:
             self.closed.set()
             self.close_reason = self.close_reason or "closed"
-            for pending in self._calls.values():
-                pending.wake.set()
+            self._calls.fail_all(self._broken())
             self._outbox.close()
             with trio.CancelScope(shield=True):
                 await self._stream.close()
@@ -234,21 +219,23 @@ class Link:
                 for frame in decoder.feed(data):
                     if self._closing:
                         return
-                    self._handle(frame, nursery, on_notify)
+                    self._handle(frame, decoder.payload, nursery, on_notify)
             except FrameError as error:
                 self._router.refused["bad_frame"] += 1
                 self.close(f"the other side broke the protocol: {error.message}")
                 return
 
-    def _handle(self, frame: Frame, nursery: trio.Nursery, on_notify: Callable[[Link, str, object], None]) -> None:
+    def _handle(
+        self, frame: Frame, payload: bytes, nursery: trio.Nursery, on_notify: Callable[[Link, str, object], None]
+    ) -> None:
         match frame:
-            case Event(call_id) | End(call_id) | Failure(call_id):
-                pending = self._calls.get(call_id)
-                if pending is None:
+            case Event() | End() | Failure():
+                if frame.id not in self._calls:
                     return  # a late answer to a call that was cancelled here
-                if len(pending.frames) >= _MAX_PENDING:
-                    raise FrameError("more events than any call may have waiting")
-                pending.put(frame)
+                given_up = self._calls.put(frame, payload)
+                if given_up is not None:
+                    self._router.refused["backlog"] += 1
+                    self._outbox.send_now(Cancel(given_up))
             case Call(call_id, method, body):
                 self._accept(call_id, method, body, nursery)
             case Cancel(call_id):

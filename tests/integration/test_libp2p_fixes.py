@@ -282,7 +282,7 @@ def test_7_a_stock_stream_whose_reader_stalls_is_killed() -> None:
 def test_7_a_link_whose_consumer_stalls_lives() -> None:
     async def burst(call: IncomingCall) -> Mapping[str, object]:
         for index in range(2000):
-            await call.send({"i": index, "pad": "x" * 1000})
+            await call.send({"i": index, "pad": "x" * 400})
         return {"sent": 2000}
 
     async def scenario() -> None:

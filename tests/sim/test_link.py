@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from fleet.errors import FleetError, MessageError, PeerUnreachableError, RemoteError
+from fleet.errors import BacklogError, FleetError, MessageError, PeerUnreachableError, RemoteError
 from fleet.net.frames import Call, HelloFrame, encode
 from fleet.net.link import Link, run_link
 from fleet.net.messages import Hello, Presence
@@ -259,7 +259,7 @@ def test_a_slow_consumer_does_not_stall_the_link() -> None:
     async def scenario(a: Box, b: Box, sa: MemoryStream, sb: MemoryStream) -> None:
         async def burst(call: IncomingCall) -> Mapping[str, object]:
             for i in range(2000):
-                await call.send({"i": i, "pad": "x" * 500})
+                await call.send({"i": i, "pad": "x" * 300})
             return {}
 
         b.router.add("burst", "s", burst)
@@ -273,6 +273,51 @@ def test_a_slow_consumer_does_not_stall_the_link() -> None:
 
         await a.link.call("burst", {}, slowly)
         assert len(got) == 2000
+        assert not a.link.closed.is_set()
+
+    with_link(scenario)
+
+
+def test_an_answer_that_nobody_reads_is_given_up_and_the_link_stays() -> None:
+    async def scenario(a: Box, b: Box, sa: MemoryStream, sb: MemoryStream) -> None:
+        cancelled = trio.Event()
+
+        async def endless(call: IncomingCall) -> Mapping[str, object]:
+            try:
+                while True:
+                    await call.send({"type": "delta", "text": "y" * 60_000})
+                    await trio.sleep(0.001)
+            finally:
+                cancelled.set()
+
+        async def brief(call: IncomingCall) -> Mapping[str, object]:
+            return {"ok": True}
+
+        b.router.add("endless", "s", endless)
+        b.router.add("brief", "s", brief)
+        assert a.link is not None
+        goes_on, failed = trio.Event(), trio.Event()
+
+        async def never_done(event: object) -> None:
+            await goes_on.wait()
+
+        async def ask(link: Link) -> None:
+            with pytest.raises(BacklogError, match="read answers as they come"):
+                await link.call("endless", {}, never_done)
+            failed.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, a.link)
+            with trio.fail_after(5):
+                await cancelled.wait()  # the peer is told at once, though the consumer still hangs
+            assert a.link._calls.size == 0
+            assert await collect(a.link, "brief", {}) == ([], {"ok": True})
+            assert not failed.is_set()
+            goes_on.set()
+        assert failed.is_set()
+        assert a.router.refused["backlog"] == 1
+        assert not a.link.busy
+        await trio.sleep(5)
         assert not a.link.closed.is_set()
 
     with_link(scenario)
