@@ -22,6 +22,7 @@ from fleet.errors import (
     PeerUnreachableError,
     RemoteError,
 )
+from fleet.net import flood
 from fleet.net.backlog import Backlog
 from fleet.net.frames import (
     Call,
@@ -36,13 +37,12 @@ from fleet.net.frames import (
     Notify,
     Ping,
     Pong,
-    encode,
 )
-from fleet.net.messages import Hello, parse
+from fleet.net.greeting import greet
+from fleet.net.messages import Hello
 from fleet.net.outbox import Outbox
 from fleet.net.rpc import MAX_CALLS_PER_LINK, Handler, Router
 
-HELLO_TIMEOUT: Final = 3.0
 PING_INTERVAL: Final = 1.0
 #: Nothing received for this long means that the peer is gone: a frozen peer is noticed within 3 s.
 SILENCE_LIMIT: Final = 2.5
@@ -102,7 +102,9 @@ class Link:
         self.hello: Hello
         self._stream = stream
         self._router = router
-        self._outbox = Outbox()
+        self._outbox = Outbox(self._overflowed)
+        self._pace = flood.Pace()
+        self._bad = flood.BadMessages()
         self._calls = Backlog()
         self._next_call = 1
         self._handling: dict[int, tuple[str, trio.CancelScope]] = {}
@@ -172,6 +174,11 @@ class Link:
         self._outbox.close()
         self._scope.deadline = trio.current_time() + _GOODBYE_LIMIT
 
+    def _overflowed(self) -> None:
+        self._closing = True
+        self.close_reason = self.close_reason or "the other side does not read what it is sent"
+        self._scope.cancel()
+
     def recheck(self) -> None:
         """End the calls of the peer that it may no longer make; it is told `denied` for each."""
         for call_id, (method, scope) in list(self._handling.items()):
@@ -216,14 +223,24 @@ class Link:
                 raise PeerUnreachableError(self.close_reason or "the peer closed the connection")
             self._last_heard = trio.current_time()
             try:
-                for frame in decoder.feed(data):
+                for turn, frame in enumerate(decoder.feed(data), 1):
                     if self._closing:
                         return
                     self._handle(frame, decoder.payload, nursery, on_notify)
+                    if turn % flood.FRAMES_A_TURN == 0:
+                        await self._give_way()
             except FrameError as error:
                 self._router.refused["bad_frame"] += 1
                 self.close(f"the other side broke the protocol: {error.message}")
                 return
+            if self._pace.pause(self._last_heard):
+                await self._give_way()
+
+    async def _give_way(self) -> None:
+        """Let other tasks have their turn, and a peer that asks too much wait for its own."""
+        await trio.sleep(self._pace.pause(trio.current_time()))
+        # What it sent meanwhile is still to be read, so it is not silent.
+        self._last_heard = trio.current_time()
 
     def _handle(
         self, frame: Frame, payload: bytes, nursery: trio.Nursery, on_notify: Callable[[Link, str, object], None]
@@ -231,6 +248,7 @@ class Link:
         match frame:
             case Event() | End() | Failure():
                 if frame.id not in self._calls:
+                    self._pace.charge(flood.CHEAP)
                     return  # a late answer to a call that was cancelled here
                 given_up = self._calls.put(frame, payload)
                 if given_up is not None:
@@ -240,24 +258,37 @@ class Link:
                 self._accept(call_id, method, body, nursery)
             case Cancel(call_id):
                 handling = self._handling.get(call_id)
+                self._pace.charge(flood.CHEAP if handling is None else flood.ABANDONED_CALL)
                 if handling is not None:
                     handling[1].cancel()
             case Ping(nonce):
+                self._pace.charge(flood.CHEAP)
                 self._outbox.send_now(Pong(nonce))
             case Pong(nonce):
+                self._pace.charge(flood.CHEAP)
                 sent = self._pings.pop(nonce, None)
                 if sent is not None:
                     self.rtt = trio.current_time() - sent
             case Notify(topic, body):
+                self._pace.charge(flood.NOTIFY)
                 try:
                     on_notify(self, topic, body)
                 except MessageError as error:
                     self._router.refused["bad_notify"] += 1
-                    log.warning("notify.refused", peer=self.peer_id, topic=topic, reason=error.message)
+                    self._note_bad("notify.refused", topic, error)
             case Goodbye(reason):
                 self.close_reason = self.close_reason or f"the peer said: {reason[:200]}"
             case HelloFrame():
                 raise FrameError("a second hello")
+
+    def _note_bad(self, event: str, what: str, error: MessageError) -> None:
+        """A message that cannot be used: logged at its doublings, and the end of the link when there are many."""
+        count = self._router.seldom.worth_a_line((event, self.peer_id))
+        if count:
+            log.warning(event, peer=self.peer_id, what=what, reason=error.message, count=count)
+        if self._bad.note(trio.current_time()):
+            self._router.refused["too_many_bad"] += 1
+            self.close(f"the other side sent {flood.MAX_BAD} messages of no use within {flood.BAD_WINDOW:.0f} s")
 
     def _accept(self, call_id: int, method: str, body: object, nursery: trio.Nursery) -> None:
         """Start a handler for a peer's call, or refuse the call; the link stays in either case."""
@@ -271,30 +302,34 @@ class Link:
                 raise RemoteError("overloaded", "too many calls at once on this connection", retryable=True)
             handler = self._router.resolve(self.peer_id, method)
         except FleetError as error:
+            self._pace.charge(flood.REFUSED_CALL)
             self._outbox.send_now(_failure(call_id, error))
+            if isinstance(error, MessageError):
+                self._note_bad("call.refused", method, error)
             return
+        self._pace.charge(flood.CALL)
         scope = trio.CancelScope()
         self._handling[call_id] = (method, scope)
         nursery.start_soon(self._run_handler, call_id, handler, body, scope)
 
     async def _run_handler(self, call_id: int, handler: Handler, body: object, scope: trio.CancelScope) -> None:
-        answer: Frame | None = None
+        failure: Failure | None = None
         try:
             with scope:
                 try:
                     result = await handler(_Incoming(self.peer_id, body, call_id, self._outbox))
-                    answer = End(call_id, result)
-                    encode(answer)
+                    await self._outbox.send(End(call_id, result))
                 except FleetError as error:
-                    answer = _failure(call_id, error)
+                    failure = _failure(call_id, error)
                 except Exception:
                     # The peer learns that it failed, never how: texts of unexpected errors name files and code.
-                    log.exception("handler.failed", peer=self.peer_id)
-                    answer = Failure(call_id, "internal", "the box failed to handle the call", retryable=True)
+                    if self._router.seldom.worth_a_line(("handler.failed", self.peer_id)):
+                        log.exception("handler.failed", peer=self.peer_id)
+                    failure = Failure(call_id, "internal", "the box failed to handle the call", retryable=True)
         finally:
             del self._handling[call_id]
-        if answer is not None and not self._over():
-            self._outbox.send_now(answer)
+        if failure is not None and not self._over():
+            self._outbox.send_now(failure)
 
     async def _keep_alive(self) -> None:
         nonce, next_ping = 0, trio.current_time()
@@ -347,12 +382,7 @@ async def run_link(
     link = Link(stream, outbound=outbound, router=router)
     decoder = FrameDecoder()
     try:
-        with trio.fail_after(HELLO_TIMEOUT):
-            await stream.write(encode(HelloFrame(hello.model_dump(mode="json"))))
-            link.hello = await _read_hello(stream, decoder, router)
-    except trio.TooSlowError:
-        await stream.close()
-        raise PeerUnreachableError("the peer did not greet within 3 s") from None
+        link.hello = await greet(stream, hello, decoder, router.refused)
     except BaseException:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
             await stream.close()
@@ -362,22 +392,3 @@ async def run_link(
         await link.run(on_notify, decoder)
     finally:
         on_down(link)
-
-
-async def _read_hello(stream: ByteStream, decoder: FrameDecoder, router: Router) -> Hello:
-    """The peer's first frame, and not a byte more."""
-    while True:
-        # Reading no further than the frame leaves what follows it to the link's own reader.
-        data = await stream.read(decoder.missing)
-        if not data:
-            raise PeerUnreachableError("the peer closed the connection before its greeting")
-        try:
-            for frame in decoder.feed(data):
-                if isinstance(frame, Failure):
-                    raise RemoteError(frame.code, frame.message, retryable=frame.retryable)
-                if not isinstance(frame, HelloFrame):
-                    raise FrameError("the first frame is not a hello")
-                return parse(Hello, frame.body)
-        except (FrameError, MessageError):
-            router.refused["bad_hello"] += 1
-            raise

@@ -203,7 +203,8 @@ class Node:
         try:
             await self._run_link(stream, outbound=False, on_up=lambda: None)
         except FleetError as error:
-            log.info("link.refused", peer=stream.peer_id, reason=error.message)
+            if self._router.seldom.worth_a_line(("link.refused", stream.peer_id)):
+                log.info("link.refused", peer=stream.peer_id, reason=error.message)
 
     async def _run_link(self, stream: ByteStream, *, outbound: bool, on_up: Callable[[], None]) -> None:
         def came_up(link: Link) -> None:

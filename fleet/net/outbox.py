@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Final, Protocol
 
 import trio
@@ -12,6 +13,8 @@ from fleet.net.frames import Frame, encode
 
 #: Bytes that may wait before `send` blocks. A token event is ~50 bytes, a long prompt up to 1 MiB.
 HIGH_WATER: Final = 1024 * 1024
+#: Bytes that may wait in all: past it the peer asks for more answers than it reads, or the network is too slow for it.
+MAX_QUEUED: Final = 8 * 1024 * 1024
 _MAX_WRITE: Final = 256 * 1024
 
 
@@ -26,10 +29,12 @@ class Outbox:
     """Queue and writer task of one link.
 
     A frame is encoded when it is queued, so an oversized one fails its sender and not the link. Because only the
-    writer task touches the stream, cancelling a sender never leaves half a frame on the wire.
+    writer task touches the stream, cancelling a sender never leaves half a frame on the wire. `on_overflow` is called
+    once, when more than 8 MiB wait; what waited is then thrown away, and the link is to be ended.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_overflow: Callable[[], None]) -> None:
+        self._on_overflow = on_overflow
         self._queue: deque[bytes] = deque()
         self._bytes = 0
         self._closed = False
@@ -50,7 +55,7 @@ class Outbox:
         self._put(data)
 
     def send_now(self, frame: Frame) -> None:
-        """Queue a small frame whatever the queue's length; for answers to pings, cancels and errors."""
+        """Queue a small frame although others wait; for cancels, notifications, and answers to pings and errors."""
         self._put(encode(frame))
 
     def _put(self, data: bytes) -> None:
@@ -59,6 +64,11 @@ class Outbox:
         self._queue.append(data)
         self._bytes += len(data)
         self._wake.set()
+        if self._bytes > MAX_QUEUED:
+            self._queue.clear()
+            self._bytes = 0
+            self.close()
+            self._on_overflow()
 
     def close(self) -> None:
         """Refuse what comes from here on, so that `run` returns once what is queued has been written.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from fleet.errors import DeniedError, MessageError
+from fleet.net.flood import Seldom
 
 
 class IncomingCall(Protocol):
@@ -38,6 +39,8 @@ class Router:
 
     authorise: Authorise
     refused: Counter[str] = field(default_factory=Counter)
+    #: Which refusals are logged; kept over a peer's links, so that coming again does not fill the log.
+    seldom: Seldom = field(default_factory=Seldom)
     _methods: dict[str, tuple[str, Handler]] = field(default_factory=dict)
 
     def add(self, method: str, scope: str, handler: Handler) -> None:
