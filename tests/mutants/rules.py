@@ -298,12 +298,17 @@ MUTANTS: Final = (
     mutant(
         "invite surplus let in",
         (STORIES, WORLD),
-        (AUTHORITY, "if op.author not in takers and len(takers) >= uses:", "if False:"),
+        (AUTHORITY, "if op.author not in takers and len(takers) >= min(invite.uses for invite in terms):", "if False:"),
+    ),
+    mutant(
+        "a fork lifts a policy that shuts",
+        (STORIES,),
+        (SETTINGS, 'return op.path == POLICY_PATH and read_policy(op.body).mode == "allow-list"', "return False"),
     ),
     mutant(
         "the order of arrival decides who is surplus",
         (STORIES,),
-        (AUTHORITY, ".append((join.hlc, op.id, op, min(good)))", ".append((len(waiting), op.id, op, min(good)))"),
+        (AUTHORITY, ".append((join.hlc, op.id, op, good))", ".append((len(waiting), op.id, op, good))"),
     ),
     mutant(
         "an invite bound to one box lets in another",
