@@ -18,7 +18,7 @@ CHEAP: Final = 1
 CALL: Final = 2
 NOTIFY: Final = 10
 REFUSED_CALL: Final = 10
-ABANDONED_CALL: Final = 20
+ABANDONED_CALL: Final = 100
 UNITS_A_SECOND: Final = 10_000
 
 #: A link is closed when its peer sends this many messages that cannot be used within the window (seconds).
