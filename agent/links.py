@@ -75,12 +75,14 @@ def worth_dialling(peer_id: str, addrs: Sequence[str], own: Sequence[str]) -> tu
 
 
 def _is_loopback(addr: str) -> bool:
-    host = addr.split("/")[2]
+    host = addr.split("/")[2].lower().rstrip(".")
     try:
-        address = ipaddress.ip_address(host)
+        address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(host)
     except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-    return address.is_loopback or address.is_unspecified
+        return "localhost" in host or host.replace(".", "").isdigit()
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return address.is_loopback or address.is_unspecified or address.is_multicast
 
 
 def _members(membership: Membership) -> dict[str, bytes]:

@@ -15,6 +15,8 @@ from fleet.identity.keys import peer_id_from_public_key, public_key_from_peer_id
 #: Characters of a PeerID's end that are shown, and the fewest that find it.
 _END: Final = 8
 _SHORTEST_END: Final = 6
+#: What the PeerID of every Ed25519 key starts with.
+_PEER_ID_START: Final = "12D3KooW"
 
 
 class Names:
@@ -24,7 +26,8 @@ class Names:
         self._view = view
         self._names: dict[str, list[bytes]] = {}
         for key, box in view.boxes.items():
-            if box.node.name:
+            # A box chooses its name itself: none may pass for a key.
+            if box.node.name and not box.node.name.startswith(_PEER_ID_START) and not is_key_path(box.node.name):
                 self._names.setdefault(box.node.name, []).append(key)
 
     def find(self, text: str) -> bytes:
@@ -35,17 +38,16 @@ class Names:
         text = text.strip().removeprefix("…")
         if is_key_path(text.lower()):
             return bytes.fromhex(text)
-        if text in self._names:
-            return _only(text, self._names[text], "a box's name")
-        if _SHORTEST_END <= len(text) < 40:
-            ends = [key for key in self._known() if peer_id_from_public_key(key).endswith(text)]
-            if ends:
-                return _only(text, ends, "the end of a PeerID")
         try:
-            return public_key_from_peer_id(text)
+            return public_key_from_peer_id(text)  # before any name: who is called what is for boxes to say
         except FleetError as error:
-            if text.startswith("12D3KooW") and len(text) > 40:
+            if text.startswith(_PEER_ID_START) and len(text) > 40:
                 raise ClientError("usage", f"{text}: {error.message}") from None
+        found = set(self._names.get(text, ()))
+        if _SHORTEST_END <= len(text) < 40:
+            found |= {key for key in self._known() if peer_id_from_public_key(key).endswith(text)}
+        if found:
+            return _only(text, sorted(found), "the name, or the end of the PeerID,")
         near = difflib.get_close_matches(text, list(self._names), n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "; see `shoal boxes`"
         raise ClientError("usage", f"{text!r} is no PeerID, no 64 hex digits, and no box of this fleet{hint}")
@@ -55,9 +57,11 @@ class Names:
         end = "…" + peer_id_from_public_key(key)[-_END:]
         name = self._view.box(key).node.name
         if key in self._view.genesis.recovery:
-            name = name or "recovery key"
+            name = "recovery key"
         elif key in self._view.authority.rank:
-            name = name or "admin"
+            name = "admin"
+        elif name in ("admin", "recovery key"):
+            name = f"a box that calls itself {name}"
         return f"{name} ({end})" if name else end
 
     def _known(self) -> set[bytes]:

@@ -48,6 +48,23 @@ def test_a_name_of_two_boxes_is_never_guessed() -> None:
     assert BOXES[1].peer_id in caught.value.message
 
 
+def test_no_box_can_call_itself_what_a_key_is_called() -> None:
+    fleet = Fleet()
+    victim, new = BOXES[1], Identity.from_seed(seed_of("an operator's new key"))
+    end = victim.peer_id[-8:]
+    for name in (new.peer_id, victim.peer_id, victim.public_key.hex()):
+        names = Names(document(fleet, node(fleet, BOXES[0], name)).view)
+        assert names.find(new.peer_id) == new.public_key
+        assert names.find(victim.peer_id) == victim.public_key
+        assert names.find(victim.public_key.hex()) == victim.public_key
+    names = Names(document(fleet, node(fleet, BOXES[0], end)).view)
+    with pytest.raises(ClientError, match="2 boxes"):
+        names.find(end)
+    names = Names(document(fleet, node(fleet, BOXES[0], "admin")).view)
+    assert names.of(BOXES[0].public_key).startswith("a box that calls itself")
+    assert names.of(fleet.admin.public_key).startswith("admin (")
+
+
 def test_a_name_that_is_none_brings_up_the_nearest() -> None:
     fleet = Fleet()
     names = Names(document(fleet, node(fleet, BOXES[0], "till-1")).view)
