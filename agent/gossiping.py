@@ -47,7 +47,7 @@ class Gossiping:
 
     def link_up(self, link: Link) -> None:
         """A link has come up."""
-        if not self._membership.is_member(link.peer_id):
+        if not (self._membership.is_member(link.peer_id) or self._membership.is_bare):
             return
         if self._anti is not None:
             self._anti.link_up(link)
@@ -76,7 +76,8 @@ class Gossiping:
 
     def _members(self) -> list[Link]:
         """Links to boxes of the fleet; guests and boxes that are only just joining hear nothing of it."""
-        return [link for link in self._node.links() if self._membership.is_member(link.peer_id)]
+        bare = self._membership.is_bare
+        return [link for link in self._node.links() if bare or self._membership.is_member(link.peer_id)]
 
     async def _catch_up(self, replica: Replica, anti: AntiEntropy, came_up: trio.MemoryReceiveChannel[Link]) -> None:
         """With the first neighbours: learn this box's own seq, and compare, whichever side dialled."""

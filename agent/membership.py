@@ -46,7 +46,7 @@ class Membership:
             log.error(
                 "document.set_aside",
                 file=str(opened.set_aside),
-                remedy="nothing to do: the document comes again from other boxes; remove the file when it has",
+                remedy="it comes again from boxes in net.peers or on the LAN; else: shoal import FILE",
             )
         if opened.damaged:
             log.error("document.damaged", records=opened.damaged, remedy="they are fetched again from other boxes")
@@ -112,9 +112,18 @@ class Membership:
 
     def allowed(self, peer_id: str) -> bool:
         """Whether a peer gets past the handshake: it has a scope here, or knocks with an invite that is good now."""
-        if self.standing(peer_id).admitted:
+        if self.standing(peer_id).admitted or self.is_bare:
             return True
         return self.knocks(peer_id)
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether this box knows its fleet and has lost the document: it then knows nobody, and nobody may ask anything.
+
+        It still links to boxes that it finds, and fetches the document from them. What they send is signed, and checked
+        from the genesis on, so it does not matter who they are.
+        """
+        return self.replica is not None and not self.replica.governance.authority.members
 
     def knocks(self, peer_id: str) -> bool:
         """Whether a peer's key is the secret of an invite that has not expired."""

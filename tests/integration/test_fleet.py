@@ -333,3 +333,20 @@ def test_nothing_is_borrowed_from_a_guest_or_from_a_box_that_only_holds_a_token(
                 assert (events, error is not None and error.remote_code) == ([], "denied")
 
         trio.run(scenario, one)
+
+
+def test_a_box_that_lost_its_document_serves_nobody_and_gets_it_back_from_the_others(tmp_path: Path) -> None:
+    with agents(tmp_path, {"pos-1": {}, "pos-2": {}}) as (one, two):
+        wait_until(lambda: {"pos-1", "pos-2"} <= set(boxes(one)))
+        held = fleet(two)["ops"]
+        one.stop()
+        database = one.folder / "state" / "fleet" / "document.db"
+        for suffix in ("-wal", "-shm"):
+            database.with_name(database.name + suffix).unlink(missing_ok=True)
+        database.write_bytes(b"\xff" * 3000 + database.read_bytes()[3000:])
+        one.start()
+        assert any(record["event"] == "document.set_aside" for record in one.lines)
+        wait_until(lambda: fleet(one)["ops"] >= held, 30)
+        wait_until(lambda: set(boxes(one)) == {"pos-1", "pos-2"}, 30)
+        wait_until(lambda: all(p["connected"] for p in peers(one)) and len(peers(one)) == 1)
+        assert database.with_name("document.db.corrupt-1").exists()
