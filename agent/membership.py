@@ -118,7 +118,7 @@ class Membership:
 
     @property
     def is_bare(self) -> bool:
-        """Whether this box knows its fleet and has lost the document: it then knows nobody, and nobody may ask anything.
+        """Whether this box knows its fleet and has lost the document: it then knows nobody, and serves nobody.
 
         It still links to boxes that it finds, and fetches the document from them. What they send is signed, and checked
         from the genesis on, so it does not matter who they are.

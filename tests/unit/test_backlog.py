@@ -101,7 +101,7 @@ def test_a_backlog_takes_about_the_memory_that_it_counts_and_gives_it_back(answe
                 taken = tracemalloc.get_traced_memory()[0] - before
                 lost = put(backlog, answer)
             assert taken < 5 * MAX_CALL
-            assert tracemalloc.get_traced_memory()[0] - before < 100_000
+            assert tracemalloc.get_traced_memory()[0] - before < MAX_CALL // 4
         finally:
             tracemalloc.stop()
 
