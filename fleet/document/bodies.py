@@ -12,7 +12,8 @@ from functools import lru_cache
 from typing import Final, Literal
 
 from fleet import cbor
-from fleet.document.op import KEY_BYTES, MAX_HLC, MAX_SEQ, SIGNATURE_BYTES, Op
+from fleet.document.clock import MAX_HLC
+from fleet.document.op import KEY_BYTES, MAX_SEQ, SIGNATURE_BYTES, Op
 from fleet.errors import RefusedOpError
 from fleet.identity.keys import Identity, verify
 

@@ -16,6 +16,7 @@ from itertools import pairwise
 from typing import Final, Literal, cast
 
 from fleet import cbor
+from fleet.document.clock import MAX_HLC
 from fleet.errors import RefusedOpError
 from fleet.identity.keys import Identity, verify
 
@@ -31,7 +32,6 @@ MAX_NODE_BODY: Final = 2 * 1024
 MAX_PATH: Final = 256
 MAX_SUP: Final = 64
 MAX_SEQ: Final = (1 << 48) - 1
-MAX_HLC: Final = (1 << 63) - 1
 ID_BYTES: Final = 32
 KEY_BYTES: Final = 32
 SIGNATURE_BYTES: Final = 64
