@@ -13,7 +13,7 @@ from agent.jobs.active import ActiveJobs
 from agent.jobs.neighbourhood import Generate, Neighbourhood
 from agent.jobs.watch import EngineEvent, watched
 from agent.log import bound_job
-from fleet.errors import MessageError, RemoteError
+from fleet.errors import MessageError, PeerUnreachableError, RemoteError
 from fleet.net.messages import Delta, InferRequest, parse
 from fleet.net.rpc import IncomingCall
 
@@ -64,7 +64,8 @@ class Lender:
                 await watched(self._timeouts, lambda send: self._generate(held.hash, request, send), relay)
                 outcome = "ok"
                 return {}
-        except trio.Cancelled:
+        except (trio.Cancelled, PeerUnreachableError):
+            # A link that is cut shows as either, whichever comes first: nobody is there any more to answer.
             outcome = "cancelled"
             raise
         except AgentError as error:
