@@ -20,7 +20,7 @@ demo: ## install, then let a box without a model borrow one (ARGS=--json for a m
 
 test: ## every test that needs no Docker
 	@$(DEV)
-	$(BIN)/python -m pytest -m "not docker" $(ARGS)
+	$(BIN)/python -m pytest -m "not docker" -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 mutants: ## break one rule of the fleet document at a time: the tests must notice (ARGS=PART-OF-A-NAME)
 	@$(DEV)

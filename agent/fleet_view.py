@@ -173,7 +173,9 @@ class FleetView:
             except MessageError:
                 self.refused["bad_event"] += 1
                 raise
-            tokens += isinstance(event, Delta)
+            if isinstance(event, Delta):
+                # What did not come is not counted: a token is a byte at least, but for the few that show nothing.
+                tokens += min(event.tokens, max(1, len(event.text.encode())))
             finished = isinstance(event, Finished)
             await emit(event)
 

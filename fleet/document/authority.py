@@ -210,9 +210,11 @@ def _let_in(
     """Add to `members` who joined, the earliest countersignature first; the others are the surplus.
 
     A claim is looked at once its countersigner is in: by the clock alone, a box that was let in by one whose clock is
-    far ahead (which nobody follows, see `clock`) could itself let nobody in.
+    far ahead (which nobody follows, see `clock`) could itself let nobody in. What a revoked box countersigned counts
+    where there is room, and comes after all else: a member that backdates to push others out is revoked, and they are
+    back.
     """
-    waiting: dict[bytes, list[tuple[int, bytes, Op, Sequence[bodies.Invite]]]] = {}
+    waiting: dict[bytes, list[tuple[bool, int, bytes, Op, Sequence[bodies.Invite]]]] = {}
     for op in joins:
         join = bodies.read_join(op.body)
         good = [
@@ -221,14 +223,14 @@ def _let_in(
             if invite.key == join.key and invite.bound_to in (None, op.author)
         ]
         if good:
-            waiting.setdefault(join.by, []).append((join.hlc, op.id, op, good))
+            waiting.setdefault(join.by, []).append((join.by in revoked, join.hlc, op.id, op, good))
     ready = [claim for key in members for claim in waiting.pop(key, ())]
     heapq.heapify(ready)
     used: dict[str, set[bytes]] = {}
     claims: list[Op] = []
     surplus: list[Op] = []
     while ready:
-        _, _, op, terms = heapq.heappop(ready)
+        _, _, _, op, terms = heapq.heappop(ready)
         claims.append(op)
         takers = used.setdefault(op.path, set())
         if op.author not in takers and len(takers) >= min(invite.uses for invite in terms):

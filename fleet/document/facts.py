@@ -19,6 +19,8 @@ from fleet.errors import RefusedOpError
 _MAX_TEXT: Final = 256
 _MAX_ADDRS: Final = 16
 _MAX_COUNT: Final = 1 << 62
+#: Jobs or tokens that one box can have consumed from another: 10,000 tokens a second for three years.
+_MAX_USED: Final = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def read_box(key: bytes, facts: Mapping[str, Op]) -> Box:
         elif name == "perf" and isinstance(value, dict):
             rates.append(Rate(rest, _number(value.get("decode")), _number(value.get("prefill"))))
         elif name == "used" and isinstance(value, dict) and _is_hex_key(rest):
-            counts = (_count(value.get(what)) for what in ("jobs", "tokens", "failures"))
+            counts = (_count(value.get(what), _MAX_USED) for what in ("jobs", "tokens", "failures"))
             used.append(Used(bytes.fromhex(rest), *counts))
     return Box(
         key,
@@ -166,8 +168,8 @@ def _text(value: object) -> str:
     return value[:_MAX_TEXT] if type(value) is str and value.isprintable() else ""
 
 
-def _count(value: object) -> int:
-    return value if type(value) is int and 0 <= value <= _MAX_COUNT else 0
+def _count(value: object, most: int = _MAX_COUNT) -> int:
+    return value if type(value) is int and 0 <= value <= most else 0
 
 
 def _number(value: object) -> float:

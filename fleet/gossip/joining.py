@@ -20,7 +20,7 @@ from fleet.document.clock import HybridClock
 from fleet.document.invites import Offer, Token
 from fleet.document.op import MAX_OP, Op, write_op
 from fleet.document.replica import Replica
-from fleet.errors import DeniedError, FleetError, MessageError, RefusedOpError
+from fleet.errors import DeniedError, FleetError, MessageError, RefusedOpError, RemoteError
 from fleet.identity.keys import Identity, public_key_from_peer_id
 from fleet.net.rpc import IncomingCall, Router
 
@@ -71,7 +71,8 @@ class Doorkeeper:
     async def ask(self, call: IncomingCall) -> Mapping[str, object]:
         """Check a claim, send the governing ops, and countersign.
 
-        Raises DeniedError with why: expired, used up, bound to another box, or this box itself cannot vouch.
+        Raises DeniedError with why: expired, used up, bound to another box, or this box itself cannot vouch; and
+        RemoteError `overloaded`, retryable, while every use that is left is promised to others.
         """
         offer = offer_of(self._replica, call.peer_id)
         if offer is None:
@@ -84,9 +85,16 @@ class Doorkeeper:
         now = _now_ms()
         self._promised = {claim: until for claim, until in self._promised.items() if until > now}
         promised = {key for invite_id, key in self._promised if invite_id == offer.invite_id and key != joiner}
-        refusal = replace(offer, used_by=offer.used_by | promised).refusal(joiner, now)
+        refusal = offer.refusal(joiner, now)
         if refusal is not None:
             raise DeniedError(f"{refusal}; ask an admin for a new one")
+        if replace(offer, used_by=offer.used_by | promised).refusal(joiner, now) is not None:
+            # Whoever was promised the last use may never come for it.
+            raise RemoteError(
+                "overloaded",
+                "every use of the invite is promised to other boxes at the moment; knock again in a minute",
+                retryable=True,
+            )
         if not bodies.proof_holds(terms.key, proof, fleet, offer.invite_id, joiner):
             raise DeniedError("the proof does not show the invite's secret")
         standing = self._replica.view.standing(joiner)

@@ -308,7 +308,16 @@ MUTANTS: Final = (
     mutant(
         "the order of arrival decides who is surplus",
         (STORIES,),
-        (AUTHORITY, ".append((join.hlc, op.id, op, good))", ".append((len(waiting), op.id, op, good))"),
+        (
+            AUTHORITY,
+            "join.by in revoked, join.hlc, op.id, op, good))",
+            "join.by in revoked, len(waiting), op.id, op, good))",
+        ),
+    ),
+    mutant(
+        "a member that backdates and is revoked keeps others out",
+        (STORIES,),
+        (AUTHORITY, ".append((join.by in revoked, join.hlc,", ".append((False, join.hlc,"),
     ),
     mutant(
         "an invite bound to one box lets in another",

@@ -211,8 +211,9 @@ def _membership(standing: _Standing, held: list[Record]) -> tuple[set[bytes], se
     ]
     takers: dict[str, set[bytes]] = {}
     surplus: list[Record] = []
+    gone = {record.subject for record in standing.biting}
     while True:
-        # Always the earliest of those whose countersigner is in by now.
+        # Always the earliest of those whose countersigner is in by now; one that was revoked since comes last.
         ready = [
             record
             for record in waiting
@@ -220,7 +221,7 @@ def _membership(standing: _Standing, held: list[Record]) -> tuple[set[bytes], se
         ]
         if not ready:
             break
-        record = min(ready, key=lambda one: (_join(one)[2], one.id))
+        record = min(ready, key=lambda one: (_join(one)[1] in gone, _join(one)[2], one.id))
         waiting.remove(record)
         uses = min(_int(_dict(invite.value)["uses"]) for invite in invites if _fits(invite, record))
         taken = takers.setdefault(record.path, set())
@@ -229,7 +230,6 @@ def _membership(standing: _Standing, held: list[Record]) -> tuple[set[bytes], se
             members.add(record.author)
         else:
             surplus.append(record)
-    gone = {record.subject for record in standing.biting}
     return members, {one.id for one in surplus if one.author not in members | certified | gone}
 
 

@@ -407,6 +407,36 @@ def test_a_surplus_is_settled_for_good_by_an_admin(settled: str) -> None:
         assert view.standing(pk("j1")).admitted
 
 
+def test_who_was_pushed_out_by_backdated_claims_is_back_once_their_countersigner_is_revoked() -> None:
+    fleet = Fleet()
+    for member in ("m1", "m2"):
+        fleet.cert("a1", member)
+    fleet.invite("a1", INVITE, 2)
+    fleet.join("j1", INVITE, "m1", 5000)
+    fleet.join("j2", INVITE, "m1", 6000)
+    fleet.join("evil", INVITE, "m2", 0)
+    fleet.join("evil2", INVITE, "evil", 1)
+    for view in ways(fleet):
+        assert members(view) == {pk(name) for name in ("m1", "m2", "evil", "evil2")}
+    fleet.revoke("a1", "m2")
+    for view in ways(fleet):
+        assert members(view) - {pk("m2")} == {pk(name) for name in ("m1", "j1", "j2")}
+        assert not view.standing(pk("evil")).admitted
+        assert not view.standing(pk("evil2")).admitted
+
+
+def test_what_a_box_countersigned_that_is_revoked_since_counts_where_there_is_room() -> None:
+    fleet = Fleet()
+    for member in ("m1", "m2"):
+        fleet.cert("a1", member)
+    fleet.invite("a1", INVITE, 2)
+    fleet.join("j1", INVITE, "m1", 5000)
+    fleet.join("j2", INVITE, "m2", 4000)
+    fleet.revoke("a1", "m2")
+    for view in ways(fleet):
+        assert members(view) - {pk("m2")} == {pk(name) for name in ("m1", "j1", "j2")}
+
+
 def test_who_was_let_in_lets_others_in_also_when_the_first_clock_was_a_day_ahead() -> None:
     """Nobody follows a clock that far ahead, so the later countersignature may show the earlier time."""
     fleet = Fleet()

@@ -97,6 +97,12 @@ def test_a_rate_is_a_number_that_can_be_compared(rate: object, found: float) -> 
     assert measured.decode == found
 
 
+@pytest.mark.parametrize(("said", "found"), [(1 << 40, 1 << 40), ((1 << 40) + 1, 0), (1 << 62, 0), (-1, 0), (1.5, 0)])
+def test_more_than_a_box_can_have_consumed_is_not_counted(said: object, found: int) -> None:
+    (used,) = told_at({f"used/{PEER.hex()}": {"jobs": 1, "tokens": said}}).used
+    assert (used.jobs, used.tokens) == (1, found)
+
+
 @pytest.mark.parametrize("peer", ["", "ab", PEER.hex().upper(), PEER.hex() + "0", "g" * 64])
 def test_use_is_of_a_key(peer: str) -> None:
     assert told_at({f"used/{peer}" if peer else "used": {"jobs": 1}}).used == ()
