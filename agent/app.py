@@ -26,6 +26,7 @@ from agent.links import keep_links
 from agent.materialised import Materialised
 from agent.membership import Membership
 from agent.observe.facts import gather
+from agent.observe.floods import Floods
 from agent.observe.warnings import Warning, evaluate
 from agent.own_facts import OwnFacts
 from agent.services import AgentServices
@@ -102,7 +103,7 @@ async def _main(config: Config, identity: Identity) -> None:
     view.pool, view.node = pool, node
     lender = Lender(view, pool.generate, active, config.timeouts)
     gossiping = Gossiping(membership, node, router)
-    view.on_link_up = gossiping.link_up
+    view.on_link_up, view.on_link_down = gossiping.link_up, gossiping.link_down
     router.add(METHOD_INFER, SCOPE_INFER, gossiping.serve_when_fresh(SCOPE_INFER, lender.handle))
     runner = JobRunner(view, pool.generate, active, config.timeouts)
 
@@ -112,8 +113,23 @@ async def _main(config: Config, identity: Identity) -> None:
 
     def warnings() -> Sequence[Warning]:
         return evaluate(
-            gather(config, node=node, view=view, pool=pool, gate=gate, membership=membership, clones=own_facts.clones)
+            gather(
+                config,
+                node=node,
+                view=view,
+                pool=pool,
+                membership=membership,
+                knocks=gate.refusals(),
+                turned_away=floods.recent(),
+                refused_by=services.refused_by(),
+                join_problem=joining.problem,
+                clones=own_facts.clones,
+            )
         )
+
+    def joined(member: str, addrs: tuple[str, ...]) -> None:
+        node.keep(member, addrs)
+        node.dial_now()  # whoever refused this box may no longer do so
 
     def document_changed(change: Change) -> None:
         if change.governance:
@@ -123,7 +139,10 @@ async def _main(config: Config, identity: Identity) -> None:
     membership.subscribe(document_changed)
 
     materialised = Materialised(membership)
-    joining = Joining(membership, view.hello, config.timeouts.connect, node.keep)
+    floods = Floods(gate.counts)
+    joining = Joining(
+        membership, view.hello, config.timeouts.connect, joined, outcast=lambda: bool(services.refused_by())
+    )
     services = AgentServices(
         config,
         view=view,
@@ -148,7 +167,8 @@ async def _main(config: Config, identity: Identity) -> None:
             nursery.start_soon(gossiping.run)
             nursery.start_soon(_take_part, membership, router)
             nursery.start_soon(joining.run)
-            if token is not None and membership.replica is None:
+            nursery.start_soon(floods.run)
+            if token is not None and joining.is_due:
                 joining.ask(token)
             host, port = await nursery.start(_serve_http, services, config, DocumentSocket(materialised.find), requests)
             log.info(

@@ -64,6 +64,8 @@ class FleetView:
         self.on_used: Callable[[str, int, bool], None] = lambda peer_id, tokens, failed: None
         #: Told of every link that comes up.
         self.on_link_up: Callable[[Link], None] = lambda link: None
+        #: Told of every link that is over.
+        self.on_link_down: Callable[[Link], None] = lambda link: None
         self._draining = draining
         self._seq = 0
         self._changed = trio.Event()
@@ -247,6 +249,7 @@ class FleetView:
         self._note_change()
 
     def _down(self, link: Link) -> None:
+        self.on_link_down(link)
         self._note_change()
 
     def _notified(self, link: Link, topic: str, body: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Final
 
@@ -13,6 +14,7 @@ from fleet.document.replica import Replica
 from fleet.errors import DeniedError, FleetError
 from fleet.gossip.antientropy import AntiEntropy
 from fleet.gossip.broadcast import Broadcast
+from fleet.gossip.freshness import LIMIT, Freshness
 from fleet.gossip.intake import Intake
 from fleet.gossip.own_seq import highest_seq
 from fleet.gossip.sync_server import SyncServer
@@ -21,8 +23,11 @@ from fleet.net.link import Link
 from fleet.net.node import Node
 from fleet.net.rpc import Handler, IncomingCall, Router
 
-#: How long a box that has just started waits, before it serves a peer, for another neighbour to tell it the news.
-FRESH_LIMIT: Final = 5.0
+#: Neighbours that are compared with at once after a start, a stop or a time without links.
+_ENOUGH: Final = 2
+#: Seconds between two looks at the clock, and how much later than due one is when the process stood still.
+_HEARTBEAT: Final = 1.0
+STOPPED: Final = 5.0
 
 log = structlog.get_logger("shoal.gossip")
 
@@ -40,17 +45,32 @@ class Gossiping:
         self._router = router
         self._anti: AntiEntropy | None = None
         self._broadcast: Broadcast | None = None
-        self._compared: set[str] = set()
+        self._fresh = Freshness(0.0)
+        self._beat = _clock_that_runs_in_sleep()
+        self._stops = 0
         self._progress = trio.Event()
-        self._started_at = 0.0
         self._links: trio.MemorySendChannel[Link] | None = None
 
     def link_up(self, link: Link) -> None:
         """A link has come up."""
         if not (self._membership.is_member(link.peer_id) or self._membership.is_bare):
             return
+        self._fresh.link_up(link.peer_id, trio.current_time())
         if self._anti is not None:
             self._anti.link_up(link)
+        self._catch_up_with(link)
+
+    def link_down(self, link: Link) -> None:
+        """A link is over. Where too few are left that were compared with, the others are."""
+        if self._node.link(link.peer_id) is not None:
+            return  # another one, where both boxes have dialled
+        self._fresh.link_down(link.peer_id)
+        if len(self._fresh.heard) < _ENOUGH:
+            for other in self._members():
+                if other.peer_id not in self._fresh.heard:
+                    self._catch_up_with(other)
+
+    def _catch_up_with(self, link: Link) -> None:
         if self._links is not None:
             try:
                 self._links.send_nowait(link)
@@ -60,7 +80,7 @@ class Gossiping:
     async def run(self) -> None:
         """Gossip until cancelled."""
         replica = await self._membership.wait_belongs()
-        self._started_at = trio.current_time()
+        self._fresh.stopped(trio.current_time())
         trees, intake = Trees(replica), Intake(replica)
         self._anti = anti = AntiEntropy(replica, trees, intake, self._members)
         self._broadcast = broadcast = Broadcast(replica, intake, self._members)
@@ -71,6 +91,7 @@ class Gossiping:
             nursery.start_soon(anti.run)
             nursery.start_soon(broadcast.run)
             nursery.start_soon(self._catch_up, replica, anti, came_up)
+            nursery.start_soon(self._watch_for_stops)
             for link in self._members():
                 self.link_up(link)
 
@@ -88,18 +109,37 @@ class Gossiping:
                     if found.op is not None:
                         await _take(replica, found.op.raw)
                     self.learnt.set()
-            if len(self._compared) < 2:
+            if len(self._fresh.heard) < _ENOUGH and link.peer_id not in self._fresh.heard:
+                stops = self._stops
                 report = await anti.exchange(link)
-                if not report.error and not report.more:
-                    self._compared.add(link.peer_id)
+                up = not link.closed.is_set()
+                if up and stops == self._stops and not report.error and not report.more:
+                    self._fresh.compared(link.peer_id)
                     self._progress.set()
                     self._progress = trio.Event()
+
+    async def _watch_for_stops(self) -> None:
+        """Notice that this process stood still: its machine slept, or it was paused."""
+        while True:
+            self._notice_stop()
+            await trio.sleep(_HEARTBEAT)
+
+    def _notice_stop(self) -> None:
+        now = _clock_that_runs_in_sleep()
+        pause, self._beat = now - self._beat, now
+        if pause <= _HEARTBEAT + STOPPED:
+            return
+        log.warning("gossip.stood_still", seconds=round(pause, 1))
+        self._stops += 1
+        self._fresh.stopped(trio.current_time())
+        for link in self._members():
+            self._catch_up_with(link)
 
     def serve_when_fresh(self, scope: str, handler: Handler) -> Handler:
         """A handler that first lets this box hear from somebody other than the caller.
 
-        A box that was off while a key was revoked would otherwise serve that key until the news reaches it. Where no
-        other neighbour can be reached, it serves after FRESH_LIMIT seconds from its start at the latest.
+        A box that was cut off while a key was revoked would otherwise serve that key until the news reaches it. Where
+        no other neighbour can be reached, it serves LIMIT seconds after it is back at the latest.
         """
 
         async def serve(call: IncomingCall) -> Mapping[str, object]:
@@ -111,20 +151,29 @@ class Gossiping:
         return serve
 
     async def _hear_from_others(self, caller: str) -> None:
-        with trio.move_on_at(self._started_at + FRESH_LIMIT):
-            while not self._compared - {caller} and self._others_may_come(caller):
+        self._notice_stop()
+        began = trio.current_time()
+        while True:
+            until = self._fresh.wait_until(caller, self._expected(caller), trio.current_time())
+            if until is None:
+                return
+            with trio.move_on_at(min(until, began + LIMIT)) as scope:
                 await self._progress.wait()
+            if scope.cancelled_caught:
+                return
 
-    def _others_may_come(self, caller: str) -> bool:
-        """Whether some other member is still being tried for the first time, or is linked and not compared yet."""
+    def _expected(self, caller: str) -> set[str]:
+        """Members that are linked, or are being tried for the first time."""
         replica = self._membership.replica
         if replica is None or len(replica.governance.authority.members) <= 2:
-            return False
-        linked = any(link.peer_id != caller for link in self._node.links())
-        untried = any(
-            n.peer_id != caller and n.state == "connecting" and not n.failures for n in self._node.neighbours()
-        )
-        return linked or untried
+            return set()
+        linked = {link.peer_id for link in self._members()}
+        return linked | {n.peer_id for n in self._node.neighbours() if n.state == "connecting" and not n.failures}
+
+
+def _clock_that_runs_in_sleep() -> float:
+    """Seconds, those in which the machine slept counted."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 async def _take(replica: Replica, raw: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -192,6 +193,28 @@ def test_a_box_that_was_away_learns_of_a_revoke_before_it_serves_anyone(tmp_path
         served = len([r for r in jetson.lines if r["event"] == "job.lent"])
         deadline = time.monotonic() + 8
         while time.monotonic() < deadline:  # it asks all the time, from the first moment on
+            assert ask(thief).status_code != 200
+        assert len([r for r in jetson.lines if r["event"] == "job.lent"]) == served
+        wait_until(lambda: [p["name"] for p in peers(jetson) if p["connected"]] == ["pos-1"])
+
+
+def test_a_box_that_stood_still_learns_of_a_revoke_before_it_serves_anyone(tmp_path: Path) -> None:
+    """As a laptop that slept, or a container that was paused: its links seem to be up when it goes on."""
+    with agents(tmp_path, {"jetson-1": holding_smollm2(), "pos-1": {}, "thief": {}}) as (jetson, pos, thief):
+        wait_until(lambda: MODEL in httpx.get(f"{thief.url}/v1/models").text)
+        wait_until(lambda: len([p for p in peers(jetson) if p["connected"]]) == 2)
+        assert ask(thief).status_code == 200
+        jetson.send(signal.SIGSTOP)
+        asleep = time.monotonic()
+        pos.offer(pos.fleet.revoke(thief.peer_id))
+        wait_until(lambda: thief.peer_id not in [p["peer_id"] for p in peers(pos) if p["connected"]])
+        while time.monotonic() < asleep + 8:
+            assert ask(thief).status_code != 200
+        served = len([r for r in jetson.lines if r["event"] == "job.lent"])
+        jetson.send(signal.SIGCONT)
+        jetson.wait_line("gossip.stood_still", 10)
+        deadline = time.monotonic() + 8
+        while time.monotonic() < deadline:
             assert ask(thief).status_code != 200
         assert len([r for r in jetson.lines if r["event"] == "job.lent"]) == served
         wait_until(lambda: [p["name"] for p in peers(jetson) if p["connected"]] == ["pos-1"])
