@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
