@@ -134,6 +134,12 @@ class ModelLoadError(EngineError):
     retryable = False
 
 
+class OtherFleetError(AgentError):
+    """What was handed over belongs to another fleet than this box; `details` names both."""
+
+    code = "other_fleet"
+
+
 class ContextLengthError(AgentError):
     """The prompt does not fit: `details` has `prompt_tokens` and `context_tokens`."""
 
@@ -152,6 +158,7 @@ HTTP_STATUS: Final[Mapping[str, int]] = {
     "not_found": 404,
     "method_not_allowed": 405,
     "request_timeout": 408,
+    "other_fleet": 409,
     "request_too_large": 413,
     "overloaded": 429,
     "head_too_large": 431,
@@ -163,6 +170,7 @@ HTTP_STATUS: Final[Mapping[str, int]] = {
     "no_capable_peer": 503,
     "no_local_model": 503,
     "draining": 503,
+    "backlog": 503,
     "deadline": 504,
     "store": 507,
     "peer_timeout": 504,

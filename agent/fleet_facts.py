@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from agent.claims import lost_claims
 from fleet.document.clock import milliseconds
 from fleet.document.facts import Box, Used
 from fleet.document.replica import Replica
@@ -25,8 +26,8 @@ class Nearby:
     memory: float
 
 
-def fleet_facts(replica: Replica) -> dict[str, object]:
-    """The fleet as a whole, totals included."""
+def fleet_facts(replica: Replica, refused_by: Sequence[str] = ()) -> dict[str, object]:
+    """The fleet as a whole, totals included; `refused_by` are the PeerIDs of neighbours, where all refuse this box."""
     view = replica.view
     boxes = view.boxes.values()
     return {
@@ -54,6 +55,8 @@ def fleet_facts(replica: Replica) -> dict[str, object]:
             invite: [peer_id_from_public_key(op.author) for op in ops]
             for invite, ops in view.authority.contested.items()
         },
+        "lost_claims": [claim.plain() for claim in lost_claims(view.authority)],
+        "refused_by": list(refused_by),
         "used": _totals(used for box in boxes for used in box.used),
         "unsaved": replica.unsaved,
     }

@@ -1,4 +1,7 @@
-"""How a box that has a token becomes part of the fleet: it knocks at the token's addresses until one lets it in."""
+"""How a box that has a token becomes part of the fleet: it knocks at the token's addresses until one lets it in.
+
+The same for a box that knows its fleet and is no member: one whose claim of an invite lost, or that was shut out.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Final
 import structlog
 import trio
 
+from agent.claims import is_member, useless_because
 from agent.errors import ConfigError
 from agent.membership import Membership
 from fleet.document.invites import Token, read_token
@@ -60,7 +64,11 @@ def find_token(state_dir: Path, env: Mapping[str, str] = os.environ) -> Token | 
 
 
 class Joining:
-    """Tries one token after another, until this box belongs to a fleet."""
+    """Tries one token after another, whenever this box is not a member.
+
+    `outcast` says whether every neighbour that answers refuses this box, whose own document may not know that.
+    `on_joined` is told of the member that let the box in, and where it is.
+    """
 
     def __init__(
         self,
@@ -68,15 +76,33 @@ class Joining:
         hello: Callable[[], Hello],
         connect_timeout: float,
         on_joined: Callable[[str, tuple[str, ...]], None],
+        outcast: Callable[[], bool] = lambda: False,
     ) -> None:
         self._membership = membership
         self._hello = hello
         self._connect_timeout = connect_timeout
         self._on_joined = on_joined
+        self._outcast = outcast
         self._token: Token | None = None
         self._asked = trio.Event()
-        #: Why the last attempt failed, in words; empty while there was none.
+        #: Why the last attempt failed, in words; empty while there was none, and once one has worked.
         self.problem = ""
+
+    @property
+    def settled(self) -> bool:
+        """Whether this box is a member that is let in, by its own document and as far as its neighbours say."""
+        replica, key = self._membership.replica, self._membership.identity.public_key
+        if replica is None or not is_member(replica.governance, key):
+            return False
+        return replica.governance.firewall.standing(key).admitted and not self._outcast()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a token that was left for this box is to be used at its start.
+
+        Not by one that has merely lost its document: that comes back from its neighbours, without another claim.
+        """
+        return not self.settled and not self._membership.is_bare
 
     def ask(self, token: Token) -> None:
         """Use this token from now on; `run` does the rest."""
@@ -84,23 +110,26 @@ class Joining:
         self._asked.set()
 
     async def run(self) -> None:
-        """Knock with the token that is asked for, again and again, until let in; then return.
+        """Knock with the token that is asked for, again and again, until let in; then wait for the next. Never ends.
 
         A token that will never do (used up, expired, for another box) is given up, and logged with the reason.
         """
         pause = _FIRST_PAUSE
-        while not self._membership.belongs:
+        while True:
             await self._asked.wait()
             self._asked = trio.Event()
             token = self._token
-            if token is None or self._membership.belongs:
+            if token is None or self.settled:
                 continue
             try:
-                if await self.knock(token):
-                    return
+                joined = await self.knock(token)
             except ConfigError as error:
-                self._token, self.problem = None, error.message
                 log.error("join.given_up", reason=error.message)
+                joined = True  # or never will be
+            if joined:
+                if self._token is token:
+                    self._token = None
+                pause = _FIRST_PAUSE
                 continue
             log.warning("join.waiting", pause_s=pause, reason=self.problem)
             with trio.move_on_after(pause):
@@ -112,23 +141,50 @@ class Joining:
     async def knock(self, token: Token) -> bool:
         """Try every address of a token once; True when this box belongs.
 
-        Raises ConfigError for a token that will never do. `problem` then, and after False, says why.
+        Raises ConfigError for a token that will never do: one that this box knows to be useless, or that a member
+        refuses for good while no other one asks to come again. `problem` then, and after False, says why.
         """
-        problems = []
+        self._refuse_if_useless(token)
+        problems: list[str] = []
+        refusal = ""
+        come_again = False
         for addr in token.addrs:
-            if self._membership.belongs:
+            if self.settled:
                 return True
             try:
                 await self._join_at(addr, token)
             except FleetError as error:
-                code = error.remote_code if isinstance(error, RemoteError) else error.code
-                if code == "denied" or isinstance(error, RefusedOpError):
-                    raise ConfigError(f"the join token is no use: {error.message}") from None
                 problems.append(f"{addr}: {error.message}")
+                if isinstance(error, RefusedOpError) and error.reason == "used_up":
+                    refusal, come_again = self._late(error.message), False
+                    break  # every further try would be one more claim that is lost
+                if is_final(error):
+                    refusal = refusal or error.message
+                elif isinstance(error, RemoteError):
+                    come_again = True
             else:
+                self.problem = ""
                 return True
+        if refusal and not come_again:
+            self.problem = f"the join token is no use: {refusal}"
+            raise ConfigError(self.problem)
         self.problem = "; ".join(problems) or "the token names no address to knock at"
-        return self._membership.belongs
+        return self.settled
+
+    def _refuse_if_useless(self, token: Token) -> None:
+        replica = self._membership.replica
+        if replica is None:
+            return
+        if token.genesis.fleet_id != replica.fleet_id:
+            why: str | None = f"it is of the fleet {token.genesis.name!r}, this box belongs to {replica.genesis.name!r}"
+        else:
+            why = useless_because(replica.governance, self._membership.identity.public_key, token.invite_id)
+        if why is not None:
+            self.problem = f"the join token is no use: {why}"
+            raise ConfigError(self.problem)
+
+    def _late(self, message: str) -> str:
+        return f"{message}, or for: shoal admit {self._membership.identity.peer_id}"
 
     async def _join_at(self, addr: str, token: Token) -> None:
         member = addr.rsplit("/p2p/", 1)[-1]
@@ -148,6 +204,13 @@ class Joining:
         refused = sum(outcome.state == "refused" for outcome in outcomes)
         log.info("join.done", member=member, ops=len(outcomes), refused=refused)
         self._on_joined(member, (addr,))
+
+
+def is_final(error: FleetError) -> bool:
+    """Whether a member's answer means that the token will never do there. What is called retryable never does."""
+    if isinstance(error, RefusedOpError):
+        return True
+    return isinstance(error, RemoteError) and error.remote_code == "denied" and not error.retryable
 
 
 async def _welcomed(token: Token, identity: Identity, stream: ByteStream, hello: Hello) -> Welcome:

@@ -9,7 +9,7 @@ import trio
 
 from agent.config import Config
 from agent.engine.pool import EnginePool
-from agent.errors import BadRequestError, ConfigError
+from agent.errors import ConfigError, OtherFleetError
 from agent.fleet_facts import Nearby, box_facts, fleet_facts
 from agent.fleet_view import FleetView, unix_time_of
 from agent.http.errors import NotFoundError
@@ -19,6 +19,7 @@ from agent.jobs.job import Emit, Job
 from agent.jobs.run import JobRunner
 from agent.joining import Joining
 from agent.membership import Membership
+from agent.observe.outcast import refusing_all
 from agent.observe.warnings import Warning
 from agent.version import VERSION
 from fleet.document.invites import read_token
@@ -172,9 +173,14 @@ class AgentServices:
     # --- the fleet document ----------------------------------------------------------------------------------------
 
     def fleet_facts(self) -> Mapping[str, object] | None:
-        """The fleet: name, id, admins, what is in dispute."""
+        """The fleet: name, id, admins, what is in dispute, and who refuses this box where everybody does."""
         replica = self._membership.replica
-        return None if replica is None else fleet_facts(replica)
+        return None if replica is None else fleet_facts(replica, self.refused_by())
+
+    def refused_by(self) -> Sequence[str]:
+        """The PeerIDs of this box's neighbours, where all that answer refuse it; else nothing."""
+        linked = any(self._membership.is_member(link.peer_id) for link in self._node.links())
+        return refusing_all(self._node.neighbours(), linked)
 
     def box_facts(self) -> Sequence[Mapping[str, object]]:
         """Every box of the fleet, this one included."""
@@ -200,25 +206,51 @@ class AgentServices:
         return replica.genesis, list(replica.ops.ops()) if facts else replica.ops.governing_ops()
 
     async def offer(self, genesis: Genesis | None, ops: Sequence[bytes]) -> Sequence[Outcome]:
-        """Take ops in, and found the fleet where there is none yet; raises FleetError."""
+        """Take ops in, and found the fleet where there is none yet; raises FleetError.
+
+        OtherFleetError where the genesis is of another fleet than this box's: then nothing is taken in.
+        """
         if genesis is not None:
+            self._refuse_other_fleet(genesis, "what was handed over is")
             return await self._membership.found(genesis, ops)
         if self._membership.replica is None:
             raise NotFoundError("this box belongs to no fleet yet; see `shoal fleet init` and `shoal join`")
         return await self._membership.replica.offer(ops)
 
     async def join(self, token_text: str) -> Mapping[str, object]:
-        """Knock once at each of a token's addresses; where nobody answers, the agent goes on by itself."""
-        if self._membership.replica is not None:
-            raise BadRequestError("this box belongs to a fleet already; see `shoal fleet show`")
+        """Knock once at each of a token's addresses; where nobody lets this box in yet, the agent goes on by itself.
+
+        A box that is a member already does nothing, and says so. Raises OtherFleetError for a token of another fleet,
+        and DeniedError, with the remedy, for one that will never do.
+        """
         token = read_token(token_text)
+        self._refuse_other_fleet(token.genesis, "the token is")
+        done: dict[str, object] = {"joined": True, "already": True, "fleet": token.genesis.name, "problem": ""}
+        if self._joining.settled:
+            return done
         try:
             joined = await self._joining.knock(token)
         except ConfigError as error:
             raise DeniedError(error.message) from None
         if not joined:
             self._joining.ask(token)
-        return {"joined": joined, "fleet": token.genesis.name, "problem": "" if joined else self._joining.problem}
+        return {**done, "joined": joined, "already": False, "problem": "" if joined else self._joining.problem}
+
+    def _refuse_other_fleet(self, other: Genesis, what: str) -> None:
+        replica = self._membership.replica
+        if replica is None or other.fleet_id == replica.fleet_id:
+            return
+        own = replica.genesis
+        raise OtherFleetError(
+            f"this box belongs to the fleet {own.name!r} ({own.fleet_id.hex()[:16]}…), and {what} of the fleet"
+            f" {other.name!r} ({other.fleet_id.hex()[:16]}…); nothing was taken in",
+            details={
+                "fleet": own.fleet_id.hex(),
+                "fleet_name": own.name,
+                "other_fleet": other.fleet_id.hex(),
+                "other_fleet_name": other.name,
+            },
+        )
 
 
 def _model_facts(model: ModelPresence) -> dict[str, object]:

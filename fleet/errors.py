@@ -86,10 +86,12 @@ class CallTimeoutError(FleetError):
 class BacklogError(FleetError):
     """Whoever asked a peer did not read its answer, which was given up and cancelled there; read answers as they come.
 
-    `details` has `waiting_bytes` and `limit_bytes`. Asking another box would end the same way.
+    `details` has `waiting_bytes` and `limit_bytes`. Asking another box would end the same way; asking again and
+    reading faster need not.
     """
 
     code = "backlog"
+    retryable = True
 
 
 class RemoteError(FleetError):

@@ -111,7 +111,7 @@ def ls(place: Place, form: str) -> None:
         (names.of(subject), str(one["rank"]), _standing(one), str(one["ops"]), str(one["key"]))
         for one, (subject, _) in zip(admins, ranks, strict=True)
     ]
-    click.echo(table(("WHO", "RANK", "STANDING", "OPS", "KEY"), rows))
+    click.echo(table(("WHO", "RANK", "STANDING", "OPS", "KEY"), rows, keep_end=("WHO", "KEY"), spare=("OPS",)))
 
 
 def _standing(one: dict[str, Any]) -> str:

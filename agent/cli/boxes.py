@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import threading
 from collections.abc import Mapping
@@ -12,10 +13,14 @@ from typing import Any, Final
 import click
 
 from agent.cli.client import AgentClient, ClientError
+from agent.cli.columns import shortened
 from agent.cli.command import Place, box_command
-from agent.cli.output import print_json, table
+from agent.cli.output import print_json, printable, table
 
 _HEADER: Final = ("NAME", "LABELS", "HARDWARE", "MODELS", "LOAD", "SEEN", "VERSION", "STANDING", "USED", "GIVEN", "END")
+#: What a narrow terminal does without, first to last, and what is not cut.
+_SPARE: Final = ("GIVEN", "USED", "VERSION", "HARDWARE", "LABELS", "LOAD", "MODELS")
+_RIGID: Final = ("SEEN", "END")
 _PAUSE: Final = 1.0
 #: Cursor home; erase to the end of the line; erase to the end of the screen (ECMA-48).
 _HOME, _EOL, _REST = "\x1b[H", "\x1b[K", "\x1b[J"
@@ -94,7 +99,7 @@ def _watch(place: Place, form: str) -> None:
             if text != shown:
                 if on_terminal:
                     click.clear() if not shown else None
-                    click.echo(_HOME + "".join(f"{line}{_EOL}\n" for line in text.split("\n")) + _REST, nl=False)
+                    click.echo(_HOME + "".join(f"{line}{_EOL}\n" for line in _on_one_page(text)) + _REST, nl=False)
                 else:
                     _show(known, form)
                 sys.stdout.flush()
@@ -110,15 +115,51 @@ def _stable(known: KnownFleet) -> str:
     return json.dumps([known.source, known.fleet, boxes])
 
 
+def _on_one_page(text: str) -> list[str]:
+    """The lines that a terminal can show at once: what is drawn over itself must neither wrap nor scroll."""
+    width, height = shutil.get_terminal_size()
+    lines = [shortened(line, width) for line in text.split("\n")]
+    if len(lines) < height:
+        return lines
+    fit = max(height - 2, 1)
+    return [*lines[:fit], shortened(f"({len(lines) - fit} lines more; make this window taller)", width)]
+
+
 def _text(known: KnownFleet) -> str:
-    rows = [_row(box) for box in sorted(known.boxes, key=lambda box: (not box["self"], str(box["name"])))]
-    text = table(_HEADER, rows)
+    refused = set(known.fleet.get("refused_by", ()))
+    rows = [
+        _row(box, bool(refused)) for box in sorted(known.boxes, key=lambda box: (not box["self"], str(box["name"])))
+    ]
+    lines = [table(_HEADER, rows, rigid=_RIGID, spare=_SPARE)]
+    names = {str(box["peer_id"]): str(box["name"]) for box in known.boxes}
+    lines += _notes(known, refused, names)
     if known.source == "disk":
-        text += "\n(read from the disk; the agent does not run, so nothing is known of load and links)"
-    return text
+        lines.append("(read from the disk; the agent does not run, so nothing is known of load and links)")
+    return "\n".join(lines)
 
 
-def _row(box: Mapping[str, Any]) -> tuple[str, ...]:
+def _notes(known: KnownFleet, refused: set[str], names: Mapping[str, str]) -> list[str]:
+    """What the table cannot say: boxes that are kept out, and that this one is."""
+    from agent.claims import late_text
+
+    lines = []
+    if refused:
+        own = next((str(box["peer_id"]) for box in known.boxes if box["self"]), "this box's key")
+        lines.append(
+            f"! {', '.join(sorted(names.get(one, one) for one in refused))}: every box that answers refuses this one"
+        )
+        lines.append(
+            "  its claim of an invite came too late, or it was revoked or denied; this list may be long out of date"
+        )
+        lines.append(f"  -> on an admin's box: shoal firewall explain {own}; see also: shoal doctor")
+    for claim in known.fleet.get("lost_claims", ()):
+        takers = [names.get(one, one) for one in claim["taken_by"]]
+        lines.append(f"! {claim['key']} is kept out: {late_text(claim['invite'], takers)}")
+        lines.append(f"  -> shoal admit {claim['key']}, or a new token for it: shoal invite")
+    return [printable(line) for line in lines]
+
+
+def _row(box: Mapping[str, Any], refused: bool = False) -> tuple[str, ...]:
     labels = ",".join(f"{name}={value}" for name, value in sorted(box["labels"].items()))
     return (
         str(box["name"]) + (" *" if box["self"] else ""),
@@ -128,7 +169,7 @@ def _row(box: Mapping[str, Any]) -> tuple[str, ...]:
         _load(box),
         _seen(box),
         str(box["version"] or "-"),
-        str(box["standing"]),
+        f"{box['standing']} here, refused by the others" if refused and box["self"] else str(box["standing"]),
         _account(box["used"]),
         _account(box["given"]),
         "…" + str(box["peer_id"])[-8:],

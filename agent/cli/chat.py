@@ -6,13 +6,13 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import click
 
-from agent.cli.client import AgentClient, ClientError, EventStream, agent_options
-from agent.cli.output import fail, output_option, print_json, printable, styled
+from agent.cli.client import AgentClient, ClientError, EventStream
+from agent.cli.command import Place, box_command
+from agent.cli.output import print_json, printable, styled
 
 #: Bytes read from standard input; the agent's own limit for a prompt is the same.
 MAX_PROMPT: Final = 1024 * 1024
@@ -75,9 +75,10 @@ class Answer:
 @click.option("--no-stream", is_flag=True, help="print the answer when it is complete")
 @click.option("--offload", type=click.Choice(["never", "prefer", "require"]), default="prefer", show_default=True)
 @click.option("--resume", is_flag=True, help="if the serving box fails, go on on another one")
-@agent_options
-@output_option
+@box_command
 def chat(
+    place: Place,
+    form: str,
     text: str,
     model: str | None,
     system: str | None,
@@ -87,9 +88,6 @@ def chat(
     no_stream: bool,
     offload: str,
     resume: bool,
-    url: str,
-    api_key_file: Path | None,
-    form: str,
 ) -> None:
     """Ask a question; '-' reads it from standard input."""
     show = form == "text" and not no_stream
@@ -97,7 +95,7 @@ def chat(
     try:
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": _standard_input() if text == "-" else text})
-        client = AgentClient(url, api_key_file)
+        client = place.client()
         answer = Answer(model or _first_model(client))
         optional = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
         body = {
@@ -116,7 +114,7 @@ def chat(
             error.details["partial_text"] = answer.text
             if form == "text":
                 click.echo("" if show else printable(answer.text, keep_lines=True))
-        fail(form, error.code, error.message, error.details)
+        raise
     if form == "json":
         print_json(answer.as_json())
         return

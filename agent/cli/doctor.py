@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import os
 import socket
 import sys
 import textwrap
@@ -46,6 +47,8 @@ def doctor(ctx: click.Context, path: Path | None, mend: bool, url: str, api_key_
     config, file_warnings = _check_files(path) if path is not None else (None, [])
     if config is not None and ctx.get_parameter_source("url") is ParameterSource.DEFAULT:
         url = _own_url(config)
+        if api_key_file is None and not os.environ.get("SHOAL_API_KEY"):
+            api_key_file = config.http.api_key_file
     warnings: list[dict[str, Any]] = []
     facts: dict[str, Any] = {}
     failure: ClientError | None = None

@@ -163,7 +163,7 @@ def ls(place: Place, form: str) -> None:
         (names.of(op.subject), entry.verdict, _scope_text(op), names.of(op.author), describe(view.standing(op.subject)))
         for op, entry in entries
     ]
-    click.echo(table(("KEY", "SAYS", "SCOPES", "BY", "STANDING"), rows))
+    click.echo(table(("KEY", "SAYS", "SCOPES", "BY", "STANDING"), rows, keep_end=("KEY", "BY"), spare=("BY",)))
 
 
 @firewall.command("explain")
@@ -172,8 +172,9 @@ def ls(place: Place, form: str) -> None:
 @box_command
 def explain(place: Place, form: str, key: str, everything: bool) -> None:
     """Say what a key may do, and every op that decides it."""
+    from agent.claims import late_text, lost_claims_of
     from agent.cli.effect import describe
-    from agent.cli.history import op_facts, op_row, op_rows_header
+    from agent.cli.history import op_facts, op_table
     from agent.cli.naming import Names
     from agent.cli.verdict import Verdicts
     from fleet.identity.keys import peer_id_from_public_key
@@ -186,6 +187,7 @@ def explain(place: Place, form: str, key: str, everything: bool) -> None:
     about = [op for op in document.ops if _is_about(op, subject)]
     shown = [op for op in sorted(about, key=lambda op: (op.hlc, op.id)) if everything or not verdicts.why_not(op)]
     facts = [op_facts(op, verdicts, names) for op in shown]
+    lost = lost_claims_of(view.authority, subject)
     if form == "json":
         print_json(
             {
@@ -196,6 +198,7 @@ def explain(place: Place, form: str, key: str, everything: bool) -> None:
                 "standing": standing.reason,
                 "decided_by": [op.id.hex() for op in standing.ops],
                 "policy": view.governance.firewall.policy.mode,
+                "lost_claims": [claim.plain() for claim in lost],
                 "admin_rank": view.authority.rank.get(subject),
                 "ops": facts,
             }
@@ -203,9 +206,14 @@ def explain(place: Place, form: str, key: str, everything: bool) -> None:
         return
     click.echo(printable(f"{names.of(subject)}  {peer_id_from_public_key(subject)}"))
     click.echo(f"standing: {describe(standing)}")
+    for claim in lost:
+        click.echo(printable(f"why: {late_text(claim.invite_id, [names.of(key) for key in claim.taken_by])}"))
+    if lost:
+        own = peer_id_from_public_key(subject)
+        click.echo(f"remedy: shoal admit {own}, or a new token for it: shoal invite --for {own}")
     click.echo(f"policy: {view.governance.firewall.policy.mode}")
     if facts:
-        click.echo(table(op_rows_header(), [op_row(fact) for fact in facts]))
+        click.echo(op_table(facts))
     else:
         click.echo(
             "no op names this key" + ("" if everything or not about else "; --all shows those that do not count")

@@ -112,9 +112,11 @@ def _lines(facts: dict[str, Any], source: str) -> list[str]:
         lines.append(f"key       {admin['key']}  {what}{cut}{forked}")
     lines += [f"conflict  {path}: admins set different values; see: shoal get {path}" for path in facts["conflicts"]]
     lines += [
-        f"conflict  invite {invite}: {len(boxes)} boxes claimed it; certify or revoke them"
-        for invite, boxes in facts["contested_invites"].items()
+        f"conflict  invite {claim['invite']}: {claim['key']} claimed it too late; shoal admit it, or revoke it"
+        for claim in facts["lost_claims"]
     ]
+    if facts["refused_by"]:
+        lines.append("warning   every box that answers refuses this one; see `shoal doctor`")
     if facts["unsaved"]:
         lines.append("warning   the disk does not take what this box learns; see `shoal doctor`")
     if source == "disk":

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from fleet.document.op import Op
 
 _DEFAULT_LIMIT: Final = 50
+_HEADER: Final = ("WHEN (UTC)", "WHO", "KIND", "PATH", "VALUE", "OP", "COUNTS")
+_RIGID: Final = ("WHEN (UTC)", "KIND", "OP")
 _LAST_MS: Final = 253402300799_000
 
 
@@ -49,7 +51,7 @@ def history(place: Place, form: str, what: str | None, limit: int, facts: bool) 
     if not found:
         click.echo("no op matches" if what is not None else "the document is empty")
         return
-    click.echo(table(op_rows_header(), [op_row(fact) for fact in found]))
+    click.echo(op_table(found))
     if len(shown) < len(ops):
         click.echo(f"(the latest {len(shown)} of {len(ops)}; --limit 0 shows all)")
     bad = sum(not fact["signature"] for fact in found)
@@ -107,13 +109,12 @@ def op_facts(op: Op, verdicts: Verdicts, names: Names) -> dict[str, Any]:
     }
 
 
-def op_rows_header() -> tuple[str, ...]:
-    """The columns of `op_row`."""
-    return ("WHEN (UTC)", "WHO", "KIND", "PATH", "VALUE", "OP", "COUNTS")
+def op_table(facts: Sequence[dict[str, Any]]) -> str:
+    """Ops in a table, one a row."""
+    return table(_HEADER, [_row(fact) for fact in facts], rigid=_RIGID, keep_end=("WHO",), spare=("OP",))
 
 
-def op_row(fact: dict[str, Any]) -> tuple[str, ...]:
-    """One op as a row of a table."""
+def _row(fact: dict[str, Any]) -> tuple[str, ...]:
     counts = f"no: {fact['why_not']}" if fact["why_not"] else "yes"
     return (
         str(fact["time"])[:19].replace("T", " "),

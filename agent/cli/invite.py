@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fleet.document.invites import Offer
 
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_HEADER: Final = ("INVITE", "STATE", "USED", "EXPIRES", "LABELS", "BY")
 _MAX_TTL: Final = 366 * 86400
 
 
@@ -181,7 +182,7 @@ def ls(place: Place, form: str) -> None:
         )
         for one, offer in zip(found, offers, strict=True)
     ]
-    click.echo(table(("INVITE", "STATE", "USED", "EXPIRES", "LABELS", "BY"), rows))
+    click.echo(table(_HEADER, rows, rigid=("STATE", "USED", "EXPIRES"), spare=("BY", "LABELS")))
 
 
 @invite.command("withdraw")

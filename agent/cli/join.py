@@ -14,6 +14,8 @@ from agent.cli.command import Place, box_command, genesis_of
 from agent.cli.output import print_json, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fleet.document.invites import Token
 
 _TOKEN_ENV: Final = "SHOAL_JOIN_TOKEN"  # noqa: S105 - the name of a variable
@@ -41,36 +43,54 @@ def join(place: Place, form: str, token: str | None, token_file: Path | None) ->
     read = _read(token, token_file)
     _check_expiry(read)
     fleet = {"fleet": read.genesis.fleet_id.hex(), "name": read.genesis.name, "invite": read.invite_id}
-    name = printable(read.genesis.name)
     known = genesis_of(place)
-    if known is not None:
-        if known.fleet_id != read.genesis.fleet_id:
-            raise ClientError("other_fleet", f"this box already belongs to the fleet {known.name!r}")
-        if form == "json":
-            print_json({**fleet, "joined": True, "state": "member"})
-        else:
-            click.echo(f"nothing to do: this box already belongs to {name}")
-        return
+    if known is not None and known.fleet_id != read.genesis.fleet_id:
+        raise ClientError("other_fleet", f"this box already belongs to the fleet {known.name!r}")
     try:
         answer = place.client().post("/v1/fleet/join", {"token": read.text()}, limit=_JOIN_LIMIT)
     except ClientError as error:
         if error.code != "agent_unreachable" or place.state_dir is None:
             raise
-        path = _keep(place.state_dir, read)
-        if form == "json":
-            print_json({**fleet, "joined": False, "state": "at_next_start", "file": str(path)})
+        if known is not None and _is_in(place, read):
+            _done(form, fleet, already=True)
         else:
-            click.echo(f"the agent does not run; it will join {name} at its next start (the token is in {path})")
+            _left_for_later(form, fleet, _keep(place.state_dir, read))
         return
     joined, problem = bool(answer.get("joined")), str(answer.get("problem") or "")
     if not joined:
         # The agent goes on by itself; whoever waits for the fleet to be there must still be told that it is not.
         message = f"nobody lets this box in yet: {problem}; the agent keeps trying, see its log and `shoal fleet show`"
         raise ClientError("peer_unreachable", message, {**fleet, "joined": False, "state": "trying"})
+    _done(form, fleet, already=bool(answer.get("already")))
+
+
+def _is_in(place: Place, token: Token) -> bool:
+    """Whether a box that does not run is a member by its own document. ClientError where the token will never do."""
+    from agent.claims import is_member, useless_because
+
+    governance, own = place.access().read().view.governance, place.identity().public_key
+    why = useless_because(governance, own, token.invite_id)
+    if why is not None:
+        raise ClientError("denied", why)
+    return is_member(governance, own)
+
+
+def _done(form: str, fleet: Mapping[str, object], *, already: bool) -> None:
+    name = printable(str(fleet["name"]))
     if form == "json":
         print_json({**fleet, "joined": True, "state": "member"})
+    elif already:
+        click.echo(f"nothing to do: this box already belongs to {name}")
     else:
         click.echo(f"this box is now part of {name}; see: shoal boxes")
+
+
+def _left_for_later(form: str, fleet: Mapping[str, object], path: Path) -> None:
+    if form == "json":
+        print_json({**fleet, "joined": False, "state": "at_next_start", "file": str(path)})
+    else:
+        name = printable(str(fleet["name"]))
+        click.echo(f"the agent does not run; it will join {name} at its next start (the token is in {path})")
 
 
 def _read(token: str | None, token_file: Path | None) -> Token:

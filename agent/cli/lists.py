@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
-from agent.cli.client import AgentClient, ClientError, agent_options
-from agent.cli.output import fail, output_option, print_json, table
+from agent.cli.command import Place, box_command
+from agent.cli.output import print_json, table
+
+_PEERS: Final = ("NAME", "STATE", "RTT", "SEEN", "PEER ID", "MODELS, OR WHY NOT")
 
 
 @click.command()
-@agent_options
-@output_option
-def peers(url: str, api_key_file: Path | None, form: str) -> None:
+@box_command
+def peers(place: Place, form: str) -> None:
     """List the boxes this one knows, and how they are."""
-    try:
-        client = AgentClient(url, api_key_file)
-        found = client.get("/v1/fleet/peers")
-        with client.understood():
-            rows = [_peer_row(peer) for peer in found["peers"]]
-    except ClientError as error:
-        fail(form, error.code, error.message, error.details)
+    client = place.client()
+    found = client.get("/v1/fleet/peers")
+    with client.understood():
+        rows = [_peer_row(peer) for peer in found["peers"]]
     if form == "json":
         print_json({"peers": found["peers"]})
     elif rows:
-        click.echo(table(("NAME", "STATE", "RTT", "SEEN", "PEER ID", "MODELS, OR WHY NOT"), rows))
+        click.echo(table(_PEERS, rows, rigid=("STATE",), keep_end=("PEER ID",), spare=("RTT",)))
     else:
         click.echo("no other box is known; invite one with `shoal invite`, or see `shoal doctor`")
 
@@ -43,18 +40,14 @@ def _held(model: dict[str, Any]) -> str:
 
 
 @click.command()
-@agent_options
-@output_option
-def models(url: str, api_key_file: Path | None, form: str) -> None:
+@box_command
+def models(place: Place, form: str) -> None:
     """List the models that can be asked for here, and which boxes hold them."""
-    try:
-        client = AgentClient(url, api_key_file)
-        found = client.get("/v1/models")
-        with client.understood():
-            listed = [{"name": str(model["id"]), **model["shoal"]} for model in found["data"]]
-            rows = [_model_row(model) for model in listed]
-    except ClientError as error:
-        fail(form, error.code, error.message, error.details)
+    client = place.client()
+    found = client.get("/v1/models")
+    with client.understood():
+        listed = [{"name": str(model["id"]), **model["shoal"]} for model in found["data"]]
+        rows = [_model_row(model) for model in listed]
     if form == "json":
         print_json({"models": listed})
     elif rows:

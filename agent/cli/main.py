@@ -21,6 +21,7 @@ _COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "chat": ("agent.cli.chat", "chat", "Ask a question and see who answers."),
     "fleet": ("agent.cli.fleet", "fleet", "Found a fleet, and see what it is."),
     "invite": ("agent.cli.invite", "invite", "Make a token that lets a new box in; list and withdraw them."),
+    "admit": ("agent.cli.admit", "admit", "Make a key a box of the fleet without an invite."),
     "join": ("agent.cli.join", "join", "Join a fleet with a token."),
     "boxes": ("agent.cli.boxes", "boxes", "List the boxes of the fleet."),
     "firewall": ("agent.cli.firewall", "firewall", "Say who may speak to the boxes, and about what."),

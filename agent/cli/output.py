@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -46,11 +47,23 @@ def fail(form: str, code: str, message: str, details: Mapping[str, Any] | None =
     sys.exit(exit_code(code))
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows under a header, columns aligned; the last column is not padded."""
-    lines = [list(header), *([printable(cell) for cell in row] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+def table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    rigid: Collection[str] = (),
+    keep_end: Collection[str] = (),
+    spare: Sequence[str] = (),
+) -> str:
+    """Rows under a header, columns aligned; as wide as the terminal at most, and whole where the output is no terminal.
+
+    What gives way where it is narrow is as `agent.cli.columns.aligned` says.
+    """
+    from agent.cli.columns import aligned
+
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    clean = [[printable(cell) for cell in row] for row in rows]
+    return aligned(header, clean, width, rigid=rigid, keep_end=keep_end, spare=spare)
 
 
 def printable(text: str, *, keep_lines: bool = False) -> str:

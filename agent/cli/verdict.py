@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from agent.claims import lost_claims_of
 from agent.cli.naming import Names
 from fleet import cbor
 from fleet.document import bodies
@@ -70,10 +71,15 @@ class Verdicts:
         if self._is_the_membership_of(op, op.author):
             return ""
         if op in self._view.authority.surplus_joins:
-            return "the invite was used up by others"
+            takers = [self._names.of(key) for key in self._takers(op)]
+            return f"the invite was used up by {', '.join(takers) or 'others'}"
         if op.author in self._view.authority.members:
             return "another op had let the box in before"
         return "its invite, or the box that let it in, does not count"
+
+    def _takers(self, join: Op) -> tuple[bytes, ...]:
+        claims = lost_claims_of(self._view.authority, join.author)
+        return next((claim.taken_by for claim in claims if claim.invite_id == join.path), ())
 
     def _is_the_membership_of(self, op: Op, key: bytes) -> bool:
         member = self._view.authority.members.get(key)

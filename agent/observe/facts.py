@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Final
 
 import psutil
 import trio
 
+from agent.claims import lost_claims
 from agent.config import Config
 from agent.engine.pool import EnginePool
 from agent.fleet_view import FleetView
 from agent.membership import Membership, peer_id_of
-from agent.observe.warnings import DocumentFacts, Facts, KnockFact, ModelFact, PeerFact
+from agent.observe.warnings import DocumentFacts, Facts, KnockFact, LostClaimFact, ModelFact, PeerFact
 from agent.version import VERSION
+from fleet.document.op import MAX_SEQ
 from fleet.net.dialler import Neighbour
-from fleet.net.gate import Gate
+from fleet.net.gate import Refusal
 from fleet.net.node import Node
 
 _ENGINE_INSTALLED: Final = find_spec("llama_cpp") is not None
@@ -27,11 +30,14 @@ def gather(
     node: Node,
     view: FleetView,
     pool: EnginePool,
-    gate: Gate,
     membership: Membership,
+    knocks: Sequence[Refusal],
+    turned_away: Mapping[str, int],
+    refused_by: Sequence[str],
+    join_problem: str,
     clones: int = 0,
 ) -> Facts:
-    """The facts as they stand now."""
+    """The facts as they stand now; for the last ones see `Facts`."""
     memory = psutil.virtual_memory()
     return Facts(
         peer_id=node.peer_id,
@@ -45,12 +51,15 @@ def gather(
         peers=tuple(_peer(neighbour, node, view) for neighbour in node.neighbours()),
         knocks=tuple(
             KnockFact(refusal.peer_id, refusal.remote_addr, refusal.count)
-            for refusal in gate.refusals()
+            for refusal in knocks
             if refusal.direction == "inbound"
         ),
         memory_free=memory.available / memory.total,
         engine_installed=_ENGINE_INSTALLED,
-        document=_document(membership, clones),
+        document=_document(membership, view, clones),
+        turned_away=turned_away,
+        refused_by=tuple(view.name_of(peer_id) for peer_id in refused_by),
+        join_problem=join_problem,
     )
 
 
@@ -63,21 +72,33 @@ def _admitted(membership: Membership, own: str) -> tuple[str, ...]:
     return tuple(peer for peer in peers if peer != own)
 
 
-def _document(membership: Membership, clones: int) -> DocumentFacts | None:
+def _document(membership: Membership, seen: FleetView, clones: int) -> DocumentFacts | None:
     replica = membership.replica
     if replica is None:
         return None
     view = replica.view
-    standing = view.standing(membership.identity.public_key)
+    own = membership.identity.public_key
+    standing = view.standing(own)
+    entry = view.authority.members.get(own)
     return DocumentFacts(
         fleet=replica.genesis.name,
         admitted=standing.admitted,
         standing=standing.reason,
         forked_admins=tuple(peer_id_of(key) for key in view.authority.forked if key in view.authority.rank),
         conflicts=tuple(view.conflicts),
-        contested_invites=tuple(view.authority.contested),
+        lost_claims=tuple(
+            LostClaimFact(
+                peer_id_of(claim.key),
+                seen.name_of(peer_id_of(claim.key)),
+                claim.invite_id,
+                tuple(seen.name_of(peer_id_of(taker)) for taker in claim.taken_by),
+            )
+            for claim in lost_claims(view.authority)
+        ),
+        came_with=entry.op.path if entry is not None and entry.how == "join" else "",
         clones=clones,
         unsaved=replica.unsaved,
+        numbers_left=MAX_SEQ - replica.ops.highest_seq(own),
     )
 
 

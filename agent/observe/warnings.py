@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Final, Literal
+
+from agent.claims import late_text
 
 Severity = Literal["info", "warning", "error"]
 
 #: A neighbour may be away this long before it is worth a word (seconds): restarts are not news.
 QUIET_DOWN: Final = 30.0
 _LOW_MEMORY: Final = 0.10
+#: Fewer numbers than this left to a key, and it is time for a new one.
+FEW_NUMBERS: Final = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -57,17 +61,33 @@ class KnockFact:
 
 
 @dataclass(frozen=True)
+class LostClaimFact:
+    """A box that claimed an invite after its uses were gone, and the names of those that have them."""
+
+    peer_id: str
+    name: str
+    invite: str
+    taken_by: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class DocumentFacts:
-    """The fleet document as this box holds it; there is none where it belongs to no fleet. Keys are PeerIDs."""
+    """The fleet document as this box holds it; there is none where it belongs to no fleet. Keys are PeerIDs.
+
+    `came_with` is the invite that this box came in with, empty where it was certified. `numbers_left` is how many more
+    ops its key can write.
+    """
 
     fleet: str
     admitted: bool = True
     standing: str = "member"
     forked_admins: tuple[str, ...] = ()
     conflicts: tuple[str, ...] = ()
-    contested_invites: tuple[str, ...] = ()
+    lost_claims: tuple[LostClaimFact, ...] = ()
+    came_with: str = ""
     clones: int = 0
     unsaved: bool = False
+    numbers_left: int = FEW_NUMBERS
 
 
 @dataclass(frozen=True)
@@ -76,7 +96,9 @@ class Facts:
 
     `allowed` are the PeerIDs of other boxes that may connect, `targets` those that are dialled, `addrs` the
     multiaddrs that others can dial. `memory_free` is a fraction of all memory; `engine_installed` says whether this box
-    can run models at all.
+    can run models at all. `turned_away` is by how much the gate's counters have grown of late, by what they count.
+    `refused_by` are the names of neighbours, where every one that answers refuses this box; `join_problem` says why
+    this box's last attempt to join failed.
     """
 
     peer_id: str
@@ -92,6 +114,9 @@ class Facts:
     memory_free: float = 1.0
     engine_installed: bool = True
     document: DocumentFacts | None = None
+    turned_away: Mapping[str, int] = field(default_factory=dict)
+    refused_by: tuple[str, ...] = ()
+    join_problem: str = ""
 
 
 def evaluate(facts: Facts) -> tuple[Warning, ...]:
@@ -142,6 +167,28 @@ def _refused_by(facts: Facts) -> Iterator[Warning]:
             )
 
 
+def _outcast(facts: Facts) -> Iterator[Warning]:
+    if not facts.refused_by:
+        return
+    document = facts.document
+    says = f" (it says: {document.standing})" if document is not None else ""
+    lost = "a claim of an invite that came after its uses were gone"
+    if document is not None and document.came_with:
+        lost = f"its claim of invite {document.came_with} came after the uses were gone, by what the others know"
+    tried = f"\nwhat came of its last attempt to join: {facts.join_problem}" if facts.join_problem else ""
+    yield Warning(
+        "outcast",
+        "error",
+        "every box that answers refuses this one",
+        f"{', '.join(facts.refused_by)} say that the key {facts.peer_id} is not allowed. This box can ask nobody and"
+        f" hears no news, so do not believe its own copy of the document{says}.\n"
+        f"likely reasons: {lost}; it was revoked or denied while it could not be told; or those boxes are of another"
+        f" fleet{tried}",
+        f"on an admin's box, which of these it is: shoal firewall explain {facts.peer_id}; then, there: shoal admit"
+        f" {facts.peer_id}, or here: shoal join with a new token; a revoked key needs a new identity",
+    )
+
+
 def _unreachable(facts: Facts) -> Iterator[Warning]:
     for peer in facts.peers:
         if peer.state in ("unreachable", "connecting") and peer.down_for is not None and peer.down_for > QUIET_DOWN:
@@ -180,7 +227,8 @@ def _alone(facts: Facts) -> Iterator[Warning]:
             "no_fleet",
             "warning",
             "this box belongs to no fleet",
-            "it lets nobody in and can ask nobody",
+            "it lets nobody in and can ask nobody"
+            + (f"\nwhat came of its last attempt to join: {facts.join_problem}" if facts.join_problem else ""),
             "join one: shoal join TOKEN (an admin makes a token with: shoal invite), or found one: shoal fleet init",
         )
     elif not facts.allowed:
@@ -202,8 +250,14 @@ def _document(facts: Facts) -> Iterator[Warning]:
             "not_admitted",
             "error",
             "the fleet does not admit this box",
-            f"its own key is: {document.standing}",
-            f"on an admin's box: shoal firewall explain {facts.peer_id}",
+            f"its own key is: {document.standing}"
+            + "".join(
+                f"\n{late_text(claim.invite, claim.taken_by)}"
+                for claim in document.lost_claims
+                if claim.peer_id == facts.peer_id
+            ),
+            f"on an admin's box: shoal firewall explain {facts.peer_id}; it gets in with shoal admit there, or with a"
+            " new token here (shoal join), unless it was revoked or denied",
         )
     if document.unsaved:
         yield Warning(
@@ -237,13 +291,26 @@ def _document(facts: Facts) -> Iterator[Warning]:
             "two values were set without knowledge of one another; the later one holds",
             f"look at both: shoal history --of {path}; then apply the right one again",
         )
-    for invite in document.contested_invites:
+    if document.numbers_left < FEW_NUMBERS:
+        yield Warning(
+            "numbers_used_up",
+            "warning",
+            "this box's key has nearly used up its numbers",
+            f"each thing it writes into the fleet document has a number of its own, and {document.numbers_left} are"
+            " left; no box gets that far by itself, so what holds its key may have been wrong or stolen",
+            "make it a new identity (shoal init in a folder of its own), let that one in (shoal invite), and shut the"
+            f" old key out: shoal revoke {facts.peer_id}",
+        )
+    for claim in document.lost_claims:
+        if claim.peer_id == facts.peer_id:
+            continue  # said above
         yield Warning(
             "contested_invite",
             "warning",
-            "more boxes claimed an invite than it has uses",
-            f"invite {invite}: the first ones are in, the others are not",
-            "settle it: shoal history --of " + invite + ", then certify or revoke the losers",
+            f"{claim.name or claim.peer_id} claimed an invite too late and is kept out",
+            f"key {claim.peer_id}: {late_text(claim.invite, claim.taken_by)}",
+            f"if that box is yours: shoal admit {claim.peer_id}, or a new token for it (shoal invite); if not: shoal"
+            f" revoke {claim.peer_id}",
         )
 
 
@@ -302,6 +369,32 @@ def _versions(facts: Facts) -> Iterator[Warning]:
             )
 
 
+#: What is said of each counter of the gate; the number stands before it.
+_TURNED_AWAY: Final[Mapping[str, str]] = {
+    "half_open_dropped": "were dropped in mid-handshake, to make room for others that came after them",
+    "handshake_timed_out": "did not finish their handshake in time",
+    "no_place_left": "found every place for connections taken",
+    "too_many_of_one_key": "came from a box that had as many as one box may have",
+}
+
+
+def _flooded(facts: Facts) -> Iterator[Warning]:
+    counted = [f"{count} {_TURNED_AWAY[kind]}" for kind, count in facts.turned_away.items() if count]
+    if not counted:
+        return
+    of_members = " a box of the fleet that does it can be denied (shoal firewall deny KEY);"
+    yield Warning(
+        "flooded",
+        "warning",
+        "this box turns connections away",
+        f"of those that were opened to it in the last ten minutes, {'; '.join(counted)}. Boxes that are linked stay so;"
+        " one that is not may need several attempts",
+        "find who opens them (ss -tn state all, by this box's port in net.listen) and stop them at the machine's or"
+        f" the network's firewall;{of_members if 'too_many_of_one_key' in facts.turned_away else ''} a port scan passes"
+        " by itself",
+    )
+
+
 def _memory(facts: Facts) -> Iterator[Warning]:
     if facts.memory_free < _LOW_MEMORY:
         yield Warning(
@@ -323,6 +416,7 @@ def _is_loopback(addr: str) -> bool:
 
 _RULES: Final[tuple[Callable[[Facts], Iterator[Warning]], ...]] = (
     _models,
+    _outcast,
     _refused_by,
     _unreachable,
     _knocking,
@@ -332,5 +426,6 @@ _RULES: Final[tuple[Callable[[Facts], Iterator[Warning]], ...]] = (
     _addresses,
     _names,
     _versions,
+    _flooded,
     _memory,
 )

@@ -123,6 +123,7 @@ def test_each_kind_of_error_has_its_exit_code() -> None:
         "unauthorized",
         "denied",
         "refused",
+        "other_fleet",
     }
     assert {code for code, exit_code in by_exit.items() if exit_code == exits.USAGE} == {"usage", "config", "identity"}
     assert {code for code, exit_code in by_exit.items() if exit_code == exits.UNREACHABLE} == {

@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 
 from agent.observe.warnings import (
+    FEW_NUMBERS,
     QUIET_DOWN,
     DocumentFacts,
     Facts,
     KnockFact,
+    LostClaimFact,
     ModelFact,
     PeerFact,
     evaluate,
@@ -30,6 +32,8 @@ WELL = Facts(
     memory_free=0.5,
     document=DocumentFacts("shops"),
 )
+
+LOST = LostClaimFact(STRANGER, "late-1", "ab12", ("till-2",))
 
 
 def peer(**changes: object) -> Facts:
@@ -67,7 +71,23 @@ UNWELL = [
     ("identity_cloned", "error", document(clones=2), ["2 times", "identity.seed"]),
     ("admin_forked", "error", document(forked_admins=(STRANGER,)), [STRANGER, "revoke"]),
     ("setting_conflict", "warning", document(conflicts=("place/a",)), ["place/a", "shoal history"]),
-    ("contested_invite", "warning", document(contested_invites=("ab12",)), ["ab12", "revoke"]),
+    ("contested_invite", "warning", document(lost_claims=(LOST,)),
+     ["ab12", "late-1", "till-2", f"shoal admit {STRANGER}", f"shoal revoke {STRANGER}"]),
+    ("contested_invite", "warning", document(lost_claims=(replace(LOST, name="", taken_by=()),)),
+     [STRANGER, "others took them"]),
+    ("not_admitted", "error", document(admitted=False, lost_claims=(replace(LOST, peer_id=ME),)),
+     ["ab12", "till-2", "shoal admit", "shoal join"]),
+    ("numbers_used_up", "warning", document(numbers_left=FEW_NUMBERS - 1),
+     [str(FEW_NUMBERS - 1), "new identity", f"shoal revoke {ME}"]),
+    ("outcast", "error", replace(WELL, refused_by=("jetson-1",)),
+     ["jetson-1", ME, "invite", "revoked", f"shoal admit {ME}", "shoal join"]),
+    ("outcast", "error", replace(document(came_with="ab12"), refused_by=("jetson-1",), join_problem="used up"),
+     ["ab12", "used up"]),
+    ("no_fleet", "warning", replace(WELL, document=None, join_problem="nobody answers"), ["nobody answers"]),
+    ("flooded", "warning", replace(WELL, turned_away={"half_open_dropped": 7, "handshake_timed_out": 2}),
+     ["7 were dropped in mid-handshake", "2 did not finish", "ss -tn", "net.listen"]),
+    ("flooded", "warning", replace(WELL, turned_away={"no_place_left": 3, "too_many_of_one_key": 4}),
+     ["3 found every place", "4 came from a box", "shoal firewall deny"]),
     ("own_key_configured", "warning", replace(WELL, allowed=(JETSON, ME)), ["copied"]),
     ("own_key_configured", "warning", replace(WELL, targets=(JETSON, ME)), ["copied"]),
     ("low_memory", "warning", replace(WELL, memory_free=0.09), ["9%"]),
@@ -104,6 +124,8 @@ def test_b34_a_problem_is_named_with_its_remedy(code: str, severity: str, facts:
         replace(WELL, addrs=("not an address",)),
         replace(WELL, peers=(*WELL.peers, *WELL.peers)),
         replace(WELL, memory_free=0.10),
+        replace(WELL, turned_away={"half_open_dropped": 0}),
+        document(numbers_left=FEW_NUMBERS, came_with="ab12"),
     ],
 )
 def test_what_is_ordinary_is_not_reported(facts: Facts) -> None:
