@@ -281,10 +281,10 @@ class Holding:
                 )  # fmt: skip
                 self._set_state("loaded")
                 self._hand_out()
-            case Begun(id, prompt_tokens):
+            case Begun(id, prompt_tokens, _):
                 self._deliver(child, id, Started(model=self.name, hash=self.identity.hash, prompt_tokens=prompt_tokens))
             case Step(items):
-                for id, text, tokens in items:
+                for id, text, tokens, _ in items:
                     self._deliver(child, id, Delta(text=text, tokens=tokens))
             case Failed(id=-1):
                 self._load_error = message.message

@@ -43,7 +43,7 @@ class QueuedJob:
                 Submit(
                     id=id,
                     kind=request.kind,
-                    messages=tuple((message.role, message.content) for message in request.messages),
+                    messages=tuple((message.role, message.content, "") for message in request.messages),
                     prompt=request.prompt,
                     prefix=request.prefix,
                     max_tokens=sampling.max_tokens or 0,

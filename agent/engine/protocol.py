@@ -18,7 +18,7 @@ import cbor2
 
 from fleet import cbor
 
-VERSION: Final = 1
+VERSION: Final = 2
 MAX_FRAME: Final = 2 * 1024 * 1024
 
 _LENGTH: Final = struct.Struct(">I")
@@ -45,13 +45,18 @@ class Load:
 class Submit:
     """Run one sequence; answered by Begun, Step…, Done, or by Failed with the id.
 
-    `messages` are (role, content) of a chat and are empty for a completion of `prompt`; `prefix` is appended to
-    either. `max_tokens` 0 means up to the end of the context; `seed` -1 means a random one.
+    `messages` are (role, content, more) of a chat, `more` being the other fields of the message as a JSON object or
+    empty; they are empty for a completion of `prompt`. `prefix` is appended to either. `max_tokens` 0 means up to the
+    end of the context; `seed` -1 means a random one; `logprobs` -1 none, 0 those of the chosen tokens, n also of the n
+    likeliest. `output` says what `output_text` is that the answer must obey: nothing, any JSON object, a JSON Schema or
+    a GBNF grammar. `tools` is a JSON array of functions, `tool_choice` is auto, none, required or the name of one.
+    `truncate` says which messages may be left out of a chat that does not fit. `session` names a conversation whose
+    state may be kept on disk.
     """
 
     id: int
     kind: Literal["chat", "completion"]
-    messages: tuple[tuple[str, str], ...]
+    messages: tuple[tuple[str, str, str], ...]
     prompt: str
     prefix: str
     max_tokens: int
@@ -59,6 +64,19 @@ class Submit:
     top_p: float
     seed: int
     stop: tuple[str, ...]
+    top_k: int = 40
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int = -1
+    output: Literal["", "json", "schema", "grammar"] = ""
+    output_text: str = ""
+    tools: str = ""
+    tool_choice: str = ""
+    truncate: Literal["", "oldest", "middle"] = ""
+    session: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,22 +111,29 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Begun:
-    """The prompt of a sequence is tokenised and fits."""
+    """The prompt of a sequence is tokenised and fits; `cut` of its tokens were left out because of `truncate`."""
 
     id: int
     prompt_tokens: int
+    cut: int = 0
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step gave: (id, text that became final, tokens it took) of every sequence that moved."""
+    """What one step gave: (id, text that became final, tokens it took, logprobs) of every sequence that moved.
 
-    items: tuple[tuple[int, str, int], ...]
+    `logprobs` is empty or a JSON array with one entry a token, as OpenAI's `logprobs.content` has them.
+    """
+
+    items: tuple[tuple[int, str, int, str], ...]
 
 
 @dataclass(frozen=True)
 class Done:
-    """A sequence ended; times in milliseconds, prefill and then decode of all tokens."""
+    """A sequence ended; times in milliseconds, prefill and then decode of all tokens.
+
+    `reused` of the prompt's tokens were not computed: their state was there from another sequence.
+    """
 
     id: int
     reason: Literal["stop", "length", "cancelled"]
@@ -116,6 +141,7 @@ class Done:
     completion_tokens: int
     prefill_ms: float
     decode_ms: float
+    reused: int = 0
 
 
 @dataclass(frozen=True)
@@ -217,6 +243,10 @@ def _is_items(value: object, *kinds: Callable[[object], bool]) -> bool:
     )
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _is_str(value: object) -> bool:
     return isinstance(value, str)
 
@@ -228,13 +258,15 @@ def _checked(message: str, name: str, kind: str, value: Any) -> Any:
             return value
         case "str" if isinstance(value, str):
             return value
-        case "float" if isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value):
+        case "float" if _is_number(value):
             return float(value)
         case "tuple[str, ...]" if isinstance(value, list) and all(map(_is_str, value)):
             return tuple(value)
-        case "tuple[tuple[str, str], ...]" if _is_items(value, _is_str, _is_str):
+        case "tuple[tuple[str, str, str], ...]" if _is_items(value, _is_str, _is_str, _is_str):
             return tuple(map(tuple, value))
-        case "tuple[tuple[int, str, int], ...]" if _is_items(value, _is_int, _is_str, _is_int):
+        case "tuple[tuple[int, float], ...]" if _is_items(value, _is_int, _is_number):
+            return tuple((one, float(other)) for one, other in value)
+        case "tuple[tuple[int, str, int, str], ...]" if _is_items(value, _is_int, _is_str, _is_int, _is_str):
             return tuple(map(tuple, value))
         case "Mapping[str, int]" if isinstance(value, dict) and all(
             _is_str(k) and _is_int(v) for k, v in value.items()

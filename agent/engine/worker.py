@@ -140,7 +140,7 @@ class Runner:
         if job.kind == "completion":
             # A completion's prompt is the whole prompt as its author wants it, control tokens included.
             return self._model.tokenize([Span(job.prompt), *shield.spans(shield.cover(job.prefix))])
-        covered = [(role, shield.cover(content)) for role, content in job.messages]
+        covered = [(role, shield.cover(content)) for role, content, _ in job.messages]
         rendered = self._template.render(covered) + shield.cover(job.prefix)
         return self._model.tokenize(shield.spans(rendered))
 
@@ -172,7 +172,7 @@ class Runner:
                     break
                 count += 1
                 # Sent before the next token is computed: a token that is ready waits for nothing.
-                self._send(Step(((job.id, text.push(model.piece(token)), 1),)))
+                self._send(Step(((job.id, text.push(model.piece(token)), 1, ""),)))
                 if text.stopped:
                     return "stop", count
                 if count >= limit:
@@ -182,7 +182,7 @@ class Runner:
         finally:
             sampler.close()
         if rest := text.finish():
-            self._send(Step(((job.id, rest, 0),)))
+            self._send(Step(((job.id, rest, 0, ""),)))
         return ("stop" if text.stopped else reason), count
 
 

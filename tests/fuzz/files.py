@@ -235,12 +235,12 @@ _HTTP_STRETCH: list[Callable[[int], bytes]] = [
 
 PIPE: list[protocol.Message] = [
     protocol.Load("/m.gguf", 4096, 2, -1),
-    protocol.Submit(7, "chat", (("user", "né"),), "", "x", 0, 0.8, 0.95, -1, ("\n\n", "END")),
+    protocol.Submit(7, "chat", (("user", "né", ""),), "", "x", 0, 0.8, 0.95, -1, ("\n\n", "END")),
     protocol.Cancel(7),
     protocol.Unload(),
     protocol.Loaded(4096, 8, 1.5, 2.0, 300.0, 0.0),
     protocol.Begun(7, 42),
-    protocol.Step(((7, " a", 1), (8, "", 1))),
+    protocol.Step(((7, " a", 1, ""), (8, "", 1, "[{}]"))),
     protocol.Done(7, "length", 42, 64, 12.5, 500.0),
     protocol.Failed(7, "context_length_exceeded", "long", {"prompt_tokens": 5000}),
 ]

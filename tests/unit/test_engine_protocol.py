@@ -34,12 +34,12 @@ from agent.errors import BadRequestError
 
 MESSAGES: list[Message] = [
     Load("/m.gguf", 4096, 2, -1),
-    Submit(7, "chat", (("user", "Grüße 🐟"),), "", "x", 0, 0.8, 0.95, -1, ("\n\n", "END")),
+    Submit(7, "chat", (("user", "Grüße 🐟", ""),), "", "x", 0, 0.8, 0.95, -1, ("\n\n", "END")),
     Cancel(7),
     Unload(),
     Loaded(4096, 8, 1.5, 2.0, 300.0, 0.0),
     Begun(7, 42),
-    Step(((7, " a", 1), (8, "", 1), (9, "b", 0))),
+    Step(((7, " a", 1, ""), (8, "", 1, "[{}]"), (9, "b", 0, ""))),
     Done(7, "length", 42, 64, 12.5, 500.0),
     Failed(-1, "model_load", "no", {}),
     Failed(7, "context_length_exceeded", "long", {"prompt_tokens": 5000, "context_tokens": 4096}),
@@ -83,7 +83,7 @@ def test_what_is_no_message_is_refused(body: bytes) -> None:
 
 
 def test_another_version_is_told_apart_from_nonsense() -> None:
-    with pytest.raises(ProtocolError, match="version 2"):
+    with pytest.raises(ProtocolError, match="version 3"):
         decode(cbor2.dumps([2, "cancel", 7]))
 
 
