@@ -84,7 +84,7 @@ def test_what_is_no_message_is_refused(body: bytes) -> None:
 
 def test_another_version_is_told_apart_from_nonsense() -> None:
     with pytest.raises(ProtocolError, match="version 3"):
-        decode(cbor2.dumps([2, "cancel", 7]))
+        decode(cbor2.dumps([3, "cancel", 7]))
 
 
 @given(st.binary(max_size=200))
