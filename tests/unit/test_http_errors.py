@@ -10,7 +10,7 @@ from agent import errors as agent_errors
 from agent.errors import HTTP_STATUS, AgentError, ContextLengthError, NoCapablePeerError, NoLocalModelError
 from agent.http.errors import internal, problem_of
 from agent.http.sse import encode_json, header_text
-from fleet.errors import FleetError, RemoteError
+from fleet.errors import BacklogError, FleetError, RemoteError
 
 
 def test_the_status_comes_from_the_one_table_and_details_stay() -> None:
@@ -37,6 +37,14 @@ def test_clients_are_told_where_sending_again_is_useless() -> None:
     problem = problem_of(NoLocalModelError("none"))
     assert problem is not None
     assert ("x-should-retry", "false") in problem.headers()
+
+
+def test_an_answer_that_was_not_read_in_time_can_be_asked_for_again() -> None:
+    problem = problem_of(BacklogError("too much waits", details={"waiting_bytes": 9, "limit_bytes": 8}))
+    assert problem is not None
+    assert (problem.status, problem.code, problem.retryable) == (503, "backlog", True)
+    assert ("x-should-retry", "false") not in problem.headers()
+    assert problem.details == {"waiting_bytes": 9, "limit_bytes": 8}
 
 
 def test_an_error_in_a_group_of_one_is_that_error() -> None:
