@@ -33,12 +33,21 @@ class ProtocolError(Exception):
 
 @dataclass(frozen=True)
 class Load:
-    """Open the model; answered by Loaded, or by Failed without an id. `gpu_layers` -1 means all of them."""
+    """Open the model; answered by Loaded, or by Failed without an id. `gpu_layers` -1 means all of them.
+
+    `slots` sequences share one cache of `cells` tokens (0: `context_tokens`), and one of them may use at most
+    `context_tokens` of it. `batch` is how many tokens one decoding step may take in. `embeddings` 1 opens the model to
+    give vectors and no text.
+    """
 
     path: str
     context_tokens: int
     threads: int
     gpu_layers: int
+    slots: int = 1
+    cells: int = 0
+    batch: int = 512
+    embeddings: int = 0
 
 
 @dataclass(frozen=True)
