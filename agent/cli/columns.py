@@ -34,7 +34,7 @@ def shortened(text: str, width: int, *, keep_end: bool = False) -> str:
         if room < 0:
             break
         kept.append(character)
-    return _MORE + "".join(reversed(kept)).lstrip(_MORE) if keep_end else "".join(kept).rstrip() + _MORE
+    return _MORE + "".join(reversed(kept)).lstrip(_MORE) if keep_end else "".join(kept).rstrip(" " + _MORE) + _MORE
 
 
 def aligned(

@@ -59,7 +59,7 @@ def doctor(ctx: click.Context, path: Path | None, mend: bool, url: str, api_key_
         warnings.append(_warning(error.code, "error", "the agent cannot be asked", error.message, _remedy(error.code)))
     warnings += file_warnings
     if config is not None and failure is not None and failure.code in ("agent_unreachable", "bad_answer"):
-        warnings += _check_ports(config)
+        warnings += [*_check_ports(config), *_check_document(config)]
     if form == "json":
         agent = {key: facts.get(key) for key in ("peer_id", "name", "version", "state")}
         print_json({"agent": agent, "config": str(path) if path else None, "warnings": warnings})
@@ -94,6 +94,7 @@ def _repair(path: Path | None, form: str) -> None:
         click.echo(f"{done.damaged} damaged records were removed; they come again from other boxes")
     if done.set_aside:
         click.echo(f"the bad database is now {done.set_aside}; remove it when the fleet is complete again")
+        click.echo("what it held comes again from other boxes when the agent runs, or with: shoal import FILE")
     click.echo(f"the document of {printable(done.fleet)}: {done.ops} ops, {done.members} members, sound")
 
 
@@ -165,6 +166,19 @@ def _own_url(config: Config) -> str:
     host, _, port = config.http.listen.rpartition(":")
     here = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
     return f"http://{here}:{port}"
+
+
+def _check_document(config: Config) -> list[dict[str, Any]]:
+    """Whether the fleet document of a box that does not run can be read."""
+    from agent.document_disk import read_document
+    from fleet.errors import FleetError
+
+    try:
+        read_document(config.state_dir)
+    except FleetError as error:
+        remedy = "with the agent stopped: shoal doctor --repair --config FILE; then start it, or: shoal import FILE"
+        return [_warning("document_unreadable", "error", "the fleet document cannot be read", error.message, remedy)]
+    return []
 
 
 def _check_ports(config: Config) -> list[dict[str, Any]]:

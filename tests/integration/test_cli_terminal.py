@@ -95,6 +95,31 @@ def test_peers_models_and_chat_ask_the_box_of_the_configuration(tmp_path: Path) 
         assert (done.code, done.error["code"]) == (3, "agent_unreachable")
 
 
+def test_a_corrupt_document_is_named_and_mended_while_the_agent_is_stopped(here: Shoal) -> None:
+    bundle = here.text("export").out
+    before = here.json("history")["ops"]
+    database = here.box.folder / "state" / "fleet" / "document.db"
+    with database.open("r+b") as file:
+        file.write(b"this was a disk once")
+    broken = here.json("boxes", code=1)
+    assert broken["code"] == "store"
+    assert "shoal doctor --repair" in broken["message"]
+    found = json.loads(here.text("doctor", "-o", "json").out)["warnings"]
+    (said,) = [warning for warning in found if warning["code"] == "document_unreadable"]
+    assert "--repair" in said["remedy"]
+
+    mended = here.text("doctor", "--repair")
+    assert mended.code == 0
+    assert "document.db.corrupt-1" in mended.out
+    assert "shoal import FILE" in mended.out
+    assert here.json("history")["ops"] == []
+    assert here.json("import", "-", stdin=bundle)["refused"] == 0
+    assert here.json("history")["ops"] == before
+    # The key goes on counting where it was: two ops with one number would end its standing.
+    here.json("firewall", "deny", peer_id_of("a stranger"), "--yes")
+    assert all(admin["counts"] for admin in here.json("admin", "ls")["admins"])
+
+
 def test_what_is_watched_neither_wraps_nor_scrolls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "20")
     monkeypatch.setenv("LINES", "6")
