@@ -14,6 +14,8 @@ Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
 
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
 
+EngineKind = Literal["auto", "ollama", "lmstudio", "llama-server", "vllm", "openai"]
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,7 +46,10 @@ class ModelConfig(_Section):
 
 
 class EngineConfig(_Section):
-    """How models are run. `threads` None takes all cores, less one where there are more than two."""
+    """How models are run. `threads` None takes all cores, less one where there are more than two.
+
+    With `detect`, servers at well-known ports of this machine are looked for (`agent.engine_url`).
+    """
 
     context_tokens: int = Field(default=4096, ge=64, le=1 << 20)
     threads: int | None = Field(default=None, ge=1, le=512)
@@ -52,6 +57,24 @@ class EngineConfig(_Section):
     max_queue: int = Field(default=32, ge=0, le=10_000)
     preload: bool = True
     load_timeout: Seconds = 120.0
+    detect: bool = False
+
+
+class ExternalEngineConfig(_Section):
+    """An inference server beside this agent whose models count as held here. One that is not `enabled` is never used.
+
+    `models` are those to take, None for all; `slots` is how many jobs it is given at a time, None for what is known of
+    its kind; with `lend` peers may use it too.
+    """
+
+    kind: EngineKind = "auto"
+    url: str = Field(min_length=1, max_length=512)
+    enabled: bool = True
+    api_key_file: Path | None = None
+    models: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] | None = Field(default=None, max_length=64)
+    context_tokens: int | None = Field(default=None, ge=64, le=1 << 20)
+    slots: int | None = Field(default=None, ge=1, le=256)
+    lend: bool = True
 
 
 class TimeoutsConfig(_Section):
@@ -82,5 +105,6 @@ class Config(_Section):
     http: HttpConfig = HttpConfig()
     models: tuple[ModelConfig, ...] = ()
     engine: EngineConfig = EngineConfig()
+    engines: tuple[ExternalEngineConfig, ...] = Field(default=(), max_length=8)
     timeouts: TimeoutsConfig = TimeoutsConfig()
     log: LogConfig = LogConfig()

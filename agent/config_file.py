@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from agent.addresses import http_problem, listen_problem, peer_problem, short
 from agent.config import Config
+from agent.engine_url import engine_url_problem, parse_engine_url
 from agent.errors import ConfigError
 from fleet.models.reference import canonical_name
 
@@ -72,6 +73,7 @@ def parse(text: str, source: str, folder: Path, env: Mapping[str, str]) -> Confi
     values = without_empty(values, Config)
     _check_network(values, problems)
     _check_names(values, problems)
+    _check_engines(values, problems)
     try:
         # The strict rules for JSON: no number for a text and no text for a number, but lists and paths as usual.
         config = Config.model_validate_json(json.dumps(values), strict=True)
@@ -340,6 +342,23 @@ def _check_names(values: Mapping[str, Any], problems: Problems) -> None:
             problems.add(("models", index), f"models[{index}]: models[{first}] is called {short(name)} too; rename one")
 
 
+def _check_engines(values: Mapping[str, Any], problems: Problems) -> None:
+    """Addresses of engines that cannot be used, and one server that is named twice."""
+    seen: dict[tuple[str, int, str], int] = {}
+    for index, engine in enumerate(_list(values, "engines")):
+        url = engine.get("url") if isinstance(engine, dict) else None
+        if not isinstance(url, str) or not url:
+            continue
+        where = f"engines[{index}].url"
+        if problem := engine_url_problem(url, has_key=engine.get("api_key_file") is not None):
+            problems.add(("engines", index, "url"), f"{where}: {short(url)} {problem}")
+            continue
+        parsed = parse_engine_url(url)
+        first = seen.setdefault((*parsed.place, parsed.prefix), index)
+        if first != index:
+            problems.add(("engines", index, "url"), f"{where}: engines[{first}] is the same server; remove one")
+
+
 def _section(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     section = values.get(key)
     return section if isinstance(section, dict) else {}
@@ -372,12 +391,17 @@ def _resolve_paths(config: Config, folder: Path, problems: Problems) -> Config:
         model.model_copy(update={"path": absolute(model.path, "models", index, "path")})
         for index, model in enumerate(config.models)
     ]
+    engines = [
+        engine.model_copy(update={"api_key_file": absolute(engine.api_key_file, "engines", index, "api_key_file")})
+        for index, engine in enumerate(config.engines)
+    ]
     key_file = absolute(config.http.api_key_file, "http", "api_key_file")
     return config.model_copy(
         update={
             "state_dir": absolute(config.state_dir, "state_dir"),
             "seed_file": absolute(config.seed_file, "seed_file"),
             "models": tuple(models),
+            "engines": tuple(engines),
             "http": config.http.model_copy(update={"api_key_file": key_file}),
         }
     )
