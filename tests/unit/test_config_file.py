@@ -115,7 +115,7 @@ def test_a_key_with_nothing_behind_it_counts_as_not_given(tmp_path: Path) -> Non
         ("name: a\nmodels:\n  - path: a\n    nam: b\n", "shoal.yaml:4: unknown key 'nam' in models[0]; did you mean 'name'?"),
         ("name: a\nmodels:\n  - {path: a, qqq: 1}\n", "shoal.yaml:3: unknown key 'qqq' in models[0]; valid keys: path, name"),
         ("name: a\nzzz: 1\n",
-         "shoal.yaml:2: unknown key 'zzz'; valid keys: name, state_dir, seed_file, labels, net, http, models, engine, timeouts, log"),
+         "shoal.yaml:2: unknown key 'zzz'; valid keys: name, state_dir, seed_file, labels, net, http, models, engine, engines, timeouts, log"),
     ],
 )  # fmt: skip
 def test_b25_an_unknown_key_is_refused_with_its_line_and_the_nearest_valid_key(
