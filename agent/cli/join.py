@@ -52,7 +52,7 @@ def join(place: Place, form: str, token: str | None, token_file: Path | None) ->
         if error.code != "agent_unreachable" or place.state_dir is None:
             raise
         if known is not None and _is_in(place, read):
-            _done(form, fleet, already=True)
+            _done(form, fleet, already=True, stopped=True)
         else:
             _left_for_later(form, fleet, _keep(place.state_dir, read))
         return
@@ -75,12 +75,14 @@ def _is_in(place: Place, token: Token) -> bool:
     return is_member(governance, own)
 
 
-def _done(form: str, fleet: Mapping[str, object], *, already: bool) -> None:
+def _done(form: str, fleet: Mapping[str, object], *, already: bool, stopped: bool = False) -> None:
     name = printable(str(fleet["name"]))
     if form == "json":
         print_json({**fleet, "joined": True, "state": "member"})
     elif already:
-        click.echo(f"nothing to do: this box already belongs to {name}")
+        # Its own document may be out of date; only an agent that runs hears whether the others still take it in.
+        doubt = "; should the others refuse it, start its agent and run this again" if stopped else ""
+        click.echo(f"nothing to do: this box already belongs to {name}{doubt}")
     else:
         click.echo(f"this box is now part of {name}; see: shoal boxes")
 
