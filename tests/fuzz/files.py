@@ -6,6 +6,7 @@ import json
 import math
 import struct
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,44 +23,32 @@ from fleet.identity.keys import Identity
 from fleet.models.gguf import GgufError, read_facts
 from fleet.net.messages import InferRequest
 from fleet.net.messages import parse as parse_message
+from tests.corpus.gguf.build import ARRAY, F64, STRING, U8, Raw, Tensor, array, llama, raw, text
 from tests.fuzz.base import Target, check_brief
-from tests.fuzz.wire import array
+from tests.fuzz.wire import array as cbor_array
 
 _PEER = Identity.from_seed(b"\x07" * 32).peer_id
 
 # --- GGUF ------------------------------------------------------------------------------------------------------------
 
 
-def gguf(entries: Mapping[str, tuple[int, bytes]], *, tensors: int = 1, data: int = 120, kind: int = 3) -> bytes:
-    """A GGUF file of metadata entries (type, encoded value) and one tensor of 64 x 3."""
-    head = b"GGUF" + struct.pack("<IQQ", 3, tensors, len(entries))
-    head += b"".join(text(key) + struct.pack("<I", code) + value for key, (code, value) in entries.items())
-    head += text("token_embd.weight") + struct.pack("<IQQIQ", 2, 64, 3, kind, 0)
-    return head + bytes(-len(head) % 32) + bytes(data)
+def gguf(changes: Mapping[str, Any] = {}, *, count: int | None = None, kind: int = 3) -> bytes:
+    """A GGUF file of one small tensor and few tokens, so that most of its bytes are header."""
+    tokens = {"tokens": ["a", "bc", ""], "scores": [0.0, 1.0, 2.0], "token_type": [1, 2, 3], "merges": ["a bc"]}
+    small = {f"tokenizer.ggml.{key}": value for key, value in tokens.items()}
+    return (
+        replace(llama(), tensors=(Tensor("token_embd.weight", (32, 3), 3),))
+        .with_({**small, **changes}, count=count)
+        .build()
+    )
 
 
-def text(value: str | bytes) -> bytes:
-    """A GGUF string."""
-    raw = value.encode() if isinstance(value, str) else value
-    return struct.pack("<Q", len(raw)) + raw
-
-
-def _u32(value: int) -> tuple[int, bytes]:
-    return 4, struct.pack("<I", value)
-
-
-LLAMA: dict[str, tuple[int, bytes]] = {
-    "general.architecture": (8, text("llama")),
-    "general.name": (8, text("Tiny")),
-    "general.file_type": _u32(3),
-    "llama.block_count": _u32(2),
-    "llama.context_length": _u32(256),
-    "llama.embedding_length": _u32(64),
-    "llama.rope.freq_base": (6, struct.pack("<f", 10000.0)),
-    "tokenizer.ggml.tokens": (9, struct.pack("<IQ", 8, 3) + text("a") + text("bc") + text("")),
-    "tokenizer.ggml.scores": (9, struct.pack("<IQfff", 6, 3, 0.0, 1.0, 2.0)),
-    "tokenizer.chat_template": (8, text("{{ messages }}")),
-}
+GEMMA: dict[str, Any] = {
+    "general.architecture": "gemma3", "gemma3.block_count": 3, "gemma3.context_length": 256, "gemma3.expert_count": 4,
+    "gemma3.embedding_length": 32, "gemma3.attention.head_count": [4, 4, 0], "gemma3.expert_used_count": 2,
+    "gemma3.attention.head_count_kv": [2, 1, 0], "gemma3.attention.sliding_window": 64, "gemma3.pooling_type": 3,
+    "gemma3.attention.sliding_window_pattern": [1, 0, 1], "gemma3.ssm.inner_size": 64, "gemma3.ssm.conv_kernel": 4,
+}  # fmt: skip
 
 
 def run_gguf(data: bytes) -> bool:
@@ -74,26 +63,37 @@ def run_gguf(data: bytes) -> bool:
     assert 0 < facts.parameters < 1 << 80
     assert len(facts.name) <= 128
     assert (facts.name + facts.size_label).isprintable()
+    assert len(facts.kv_heads) == len(facts.windowed) == facts.block_count
+    assert facts.weight_bytes <= facts.data_end - facts.header_bytes
+    assert facts.experts_used <= facts.experts
+    assert len(facts.tokenizer_hash) == 64
     return True
 
 
-def _keys(n: int, code: int, value: bytes) -> bytes:
-    size = len(value) + 24
-    return gguf({**LLAMA, **{f"k{i:09}": (code, value) for i in range(min(4000, n // size))}})
+def _keys(n: int, value: Any) -> bytes:
+    size = len(raw(value).data) + 24
+    return gguf({f"k{i:09}": value for i in range(min(4000, n // size))})
 
 
 _GGUF_STRETCH: list[Callable[[int], bytes]] = [
-    lambda n: gguf({**LLAMA, "x": (8, text(b"x" * n))}),
-    lambda n: gguf({**LLAMA, "x": (8, text(b"\xf0\x9f\x90\x9f" + b"x" * n))}),
-    lambda n: _keys(n, 8, text(b"\xf0\x9f\x90\x9f" + b"x" * 400)),
-    lambda n: _keys(n, 4, bytes(4)),
-    lambda n: _keys(n, 9, struct.pack("<IQ", 8, 0)),
-    lambda n: gguf({**LLAMA, "x": (9, struct.pack("<IQ", 8, n // 8) + bytes(8) * (n // 8))}),
-    lambda n: gguf({**LLAMA, "x": (9, struct.pack("<IQ", 0, n) + bytes(n))}),
-    lambda n: gguf({**LLAMA, "x": (8, struct.pack("<Q", 1 << 20) + bytes(n))}),
-    lambda n: gguf({**LLAMA, "x": (9, struct.pack("<IQ", 12, 1 << 22) + bytes(n))}),
-    lambda n: gguf(LLAMA, tensors=65_536) + bytes(n),
-    lambda n: gguf({"general.architecture": (8, text("a" * n))}),
+    lambda n: gguf({"x": b"x" * n}),
+    lambda n: gguf({"x": b"\xf0\x9f\x90\x9f" + b"x" * n}),
+    lambda n: gguf({"tokenizer.chat_template": b"\xf0\x9f\x90\x9f" + b"x" * n}),
+    lambda n: _keys(n, b"\xf0\x9f\x90\x9f" + b"x" * 400),
+    lambda n: _keys(n, 7),
+    lambda n: _keys(n, array(STRING, [])),
+    lambda n: gguf({"x": array(STRING, [""] * (n // 8))}),
+    lambda n: gguf({"tokenizer.ggml.tokens": array(STRING, [""] * (n // 8))}),
+    lambda n: gguf({"x": array(U8, bytes(n))}),
+    lambda n: gguf({f"{i}.feed_forward_length": array(U8, bytes(400)) for i in range(n // 400)}),
+    lambda n: gguf({"x": Raw(STRING, struct.pack("<Q", 1 << 20) + bytes(n))}),
+    lambda n: gguf({"x": Raw(ARRAY, struct.pack("<IQ", F64, 1 << 20) + bytes(n))}),
+    lambda n: gguf({"x": Raw(ARRAY, struct.pack("<IQ", ARRAY, 1) * (n // 12))}),
+    lambda n: gguf(count=16_384) + bytes(n),
+    lambda n: replace(
+        llama(), tensors=[*llama().tensors, *(Tensor(f"{i:063}", (8,)) for i in range(n // 100))]
+    ).build(),
+    lambda n: gguf({"general.architecture": "a" * n}),
 ]
 
 # --- configuration ---------------------------------------------------------------------------------------------------
@@ -276,7 +276,7 @@ def _pipe(body: bytes) -> bytes:
 
 
 _PIPE_STRETCH: list[Callable[[int], bytes]] = [
-    lambda n: _pipe(b"\x83\x01\x64step" + array(n, b"\x80" * n)),
+    lambda n: _pipe(b"\x83\x01\x64step" + cbor_array(n, b"\x80" * n)),
     lambda n: _pipe(cbor2.dumps([1, "step", [[1, "", 1]] * (n // 4)])),
     lambda n: _pipe(cbor2.dumps([1, "failed", 1, "engine", "m", {f"k{k}": k for k in range(n // 8)}])),
     lambda n: _pipe(b"\x82\xc2\x5a" + n.to_bytes(4, "big") + b"\xff" * n + b"\x60"),
@@ -291,12 +291,16 @@ FILES = (
     Target(
         "gguf",
         run_gguf,
-        lambda: [gguf(LLAMA), gguf({k: v for k, v in LLAMA.items() if not k.startswith("tok")}, kind=0, data=768)],
+        lambda: [gguf(), gguf(GEMMA), gguf(dict.fromkeys(key for key in llama().entries if key.startswith("tok")))],
         _GGUF_STRETCH,
         # Whatever the file: no multiple of its size.
         memory=0,
-        memory_base=24 * 1024 * 1024,
-        tokens=(struct.pack("<Q", 1 << 62), struct.pack("<Q", 1 << 20), b"general.alignment", struct.pack("<I", 9)),
+        memory_base=16 * 1024 * 1024,
+        tokens=(
+            struct.pack("<Q", 1 << 62), struct.pack("<Q", 1 << 20), b"general.alignment", struct.pack("<I", 9),
+            *(struct.pack("<Q", len(key)) + key.encode() for key in GEMMA),
+            text("tokenizer.ggml.tokens"), text("llama.attention.head_count"), text("llama.expert_used_count"),
+        ),
     ),
     Target(
         "config",

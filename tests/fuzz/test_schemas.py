@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from agent.engine.protocol import encode
 from fleet import cbor
 from fleet.identity.keys import Identity, peer_id_from_public_key
+from tests.corpus.gguf.build import Raw, llama, text
 from tests.fuzz.base import Target
 from tests.fuzz.document import ADMIN, BOX, FLEET, GENESIS, OPS
-from tests.fuzz.files import CHAT, COMPLETION, CONFIG, LLAMA, PIPE, gguf, text
+from tests.fuzz.files import CHAT, COMPLETION, CONFIG, GEMMA, PIPE, gguf
 from tests.fuzz.strategies import EDGES, changed, fuzz, numbers, odd_values
 from tests.fuzz.sync import MESSAGES
 from tests.fuzz.targets import TARGETS
@@ -169,13 +170,19 @@ _gguf_values = st.one_of(
 
 @fuzz(320)
 @given(
-    st.dictionaries(st.sampled_from([*LLAMA, "general.alignment", "llama"]), _gguf_values, max_size=3),
+    st.dictionaries(
+        st.sampled_from([*llama().entries, *GEMMA, "general.alignment", "llama"]),
+        _gguf_values.map(lambda value: Raw(*value)),
+        max_size=3,
+    ),
+    st.booleans(),
     st.sampled_from([*EDGES[:20], 65_536]).map(lambda number: number % (1 << 32)),
     st.integers(0, 45),
 )
-def test_gguf_headers(changes: dict[str, tuple[int, bytes]], tensors: int, kind: int) -> None:
-    TARGETS["gguf"].run(gguf({**LLAMA, **changes}, tensors=max(1, tensors % 4), kind=kind, data=1024))
-    TARGETS["gguf"].run(gguf({**LLAMA, **changes}, tensors=tensors, kind=kind))
+def test_gguf_headers(changes: dict[str, Raw], gemma: bool, count: int, kind: int) -> None:
+    entries = {**(GEMMA if gemma else {}), **changes}
+    TARGETS["gguf"].run(gguf(entries, kind=kind))
+    TARGETS["gguf"].run(gguf(entries, count=count, kind=kind))
 
 
 @fuzz(200)
