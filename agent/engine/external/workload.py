@@ -1,0 +1,165 @@
+"""The jobs of one server: who waits, who runs, whose turn is next. A server has its own number of jobs at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from agent.engine.fair_queue import LOCAL, FairQueue, refusal
+from agent.engine.job import Event, asker_of
+from agent.engine.rates import MovingRate
+from agent.errors import AgentError, DrainingError, EngineError, OverloadedError
+from fleet.net.messages import InferRequest
+
+if TYPE_CHECKING:
+    from agent.engine.external.held import ExternalModel
+
+#: Events that wait for a caller who is slow; past that the server is read no faster than he reads.
+_BUFFER: Final = 64
+#: Seconds a job is taken to last before any has been measured.
+_JOB_GUESS: Final = 5.0
+
+
+class ExternalJob:
+    """A job from its admission to its end, between the caller who reads its events and the task that brings them."""
+
+    def __init__(self, model: ExternalModel, request: InferRequest, body: bytes) -> None:
+        self.model = model
+        self.request = request
+        self.body = body
+        self.asker = asker_of(request)
+        self.scope = trio.CancelScope()
+        #: Seconds for which the caller kept the server waiting.
+        self.held_up = 0.0
+        self._error: AgentError | None = None
+        self._send, self._receive = trio.open_memory_channel[Event](_BUFFER)
+
+    async def put(self, event: Event) -> None:
+        """Hand an event to the caller; waits while he is slow. Cancel-safe."""
+        try:
+            self._send.send_nowait(event)
+        except trio.WouldBlock:
+            began = trio.current_time()
+            await self._send.send(event)
+            self.held_up += trio.current_time() - began
+
+    def end(self, error: AgentError | None) -> None:
+        """There are no more events; `error` is what the caller gets after those that he has not yet taken."""
+        self._error = self._error or error
+        self._send.close()
+
+    async def next(self) -> Event:
+        """The next event, Finished being the last. Raises the AgentError that ended the job. Cancel-safe."""
+        try:
+            return await self._receive.receive()
+        except trio.EndOfChannel:
+            raise self._error or EngineError("the engine gave the job up") from None
+
+    def close(self) -> None:
+        """The caller takes no more events."""
+        self._receive.close()
+
+
+class Workload:
+    """Jobs that wait for one server, and those that it runs.
+
+    `serve` runs one job to its end, and does not raise. All methods return at once.
+    """
+
+    def __init__(
+        self, serve: Callable[[ExternalJob], Awaitable[None]], max_queue: int, on_change: Callable[[], None]
+    ) -> None:
+        self.slots = 1
+        self._serve = serve
+        self._max_queue = max_queue
+        self._on_change = on_change
+        self._waiting: FairQueue[ExternalJob] = FairQueue()
+        self._running: list[ExternalJob] = []
+        self._nursery: trio.Nursery | None = None
+        self._seconds = MovingRate()
+
+    @property
+    def running(self) -> int:
+        """Jobs that the server has."""
+        return len(self._running)
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Jobs run in this nursery from now on."""
+        self._nursery = nursery
+
+    def check(self, request: InferRequest) -> None:
+        """Raise what `add` would raise: DrainingError, or OverloadedError where the queue or a share of it is full."""
+        if self._nursery is None:
+            raise DrainingError("the engine is shutting down")
+        asker, queued = asker_of(request), len(self._waiting)
+        askers = [job.asker for job in self._running]
+        reason = refusal(
+            asker,
+            capacity=self.slots + self._max_queue,
+            total=self.running + queued,
+            of_asker=askers.count(asker) + self._waiting.count(asker),
+            of_peers=self.running + queued - askers.count(LOCAL) - self._waiting.count(LOCAL),
+        )
+        if reason is not None:
+            raise OverloadedError(
+                f"no more jobs are taken now: {reason}",
+                details={"queued": queued, "running": self.running},
+                retry_after=max(1, math.ceil((self._seconds.value or _JOB_GUESS) / self.slots)),
+            )
+
+    def add(self, job: ExternalJob) -> None:
+        """Take a job in that has been checked."""
+        self._waiting.put(job.asker, job)
+        job.model.queued += 1
+        self.hand_out()
+        self._on_change()
+
+    def release(self, job: ExternalJob) -> None:
+        """The job's caller is done with it; one that runs is cancelled, and its slot is free when that is done."""
+        if self._waiting.remove(job.asker, job):
+            job.model.queued -= 1
+            self._on_change()
+        else:
+            job.scope.cancel()
+
+    def hand_out(self) -> None:
+        """Give the server what it has room for, by turns of the askers."""
+        while self._nursery is not None and self._waiting and self.running < self.slots:
+            job = self._waiting.take()
+            job.model.queued -= 1
+            job.model.running += 1
+            self._running.append(job)
+            self._nursery.start_soon(self._run, job)
+
+    def end_waiting(self, error: AgentError) -> None:
+        """Nobody waits any longer: those who do get `error`."""
+        jobs = self._waiting.clear()
+        for job in jobs:
+            job.model.queued -= 1
+            job.end(error)
+        if jobs:
+            self._on_change()
+
+    def stop(self) -> None:
+        """The nursery is closed: no more jobs, and those that waited end with DrainingError."""
+        self._nursery = None
+        self.end_waiting(DrainingError("the engine was shut down"))
+
+    async def _run(self, job: ExternalJob) -> None:
+        began = trio.current_time()
+        try:
+            with job.scope:
+                await self._serve(job)
+        except trio.Cancelled:
+            job.end(DrainingError("the engine was shut down"))  # its own cancel ends within its scope
+            raise
+        finally:
+            job.end(None)
+            self._running.remove(job)
+            job.model.running -= 1
+            self._seconds.add(trio.current_time() - began)
+            self.hand_out()
+            self._on_change()
