@@ -17,6 +17,12 @@ MAX_MODEL_NAME: Final = 256
 MAX_PROMPT_BYTES: Final = 1024 * 1024
 MAX_MESSAGES: Final = 1024
 MAX_STOPS: Final = 16
+MAX_BIASES: Final = 300
+MAX_TOP_LOGPROBS: Final = 20
+MAX_TOOL_CALLS: Final = 128
+#: Characters of a schema or grammar that an answer must obey, and of the functions that a model may call.
+MAX_OUTPUT_TEXT: Final = 64 * 1024
+MAX_TOOLS_TEXT: Final = 128 * 1024
 MAX_ROUTE: Final = 16
 
 #: RPC method names, spelled once.
@@ -29,6 +35,10 @@ ModelHash = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 #: Past 64 bits a number is no longer CBOR, and past 4,300 digits no longer JSON.
 Count = Annotated[int, Field(ge=0, le=1 << 53)]
 JobId = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._:-]+$")]
+
+
+TokenId = Annotated[int, Field(ge=0, le=(1 << 31) - 1)]
+Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
 
 class _Wire(BaseModel):
@@ -73,15 +83,36 @@ class Presence(_Wire):
     memory: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
 
 
+FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+
+
+class ToolCall(_Wire):
+    """A call of a function that the model asked for earlier in a chat; `arguments` is JSON text."""
+
+    id: str = Field(max_length=128)
+    name: FunctionName
+    arguments: str
+
+
 class ChatMessage(_Wire):
-    """One turn of a chat; `content` is plain text."""
+    """One turn of a chat; `content` is plain text.
+
+    `name` says who speaks, or whose result a tool's message is; `tool_call_id` which call it answers.
+    """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str
+    name: str = Field(default="", max_length=64)
+    tool_call_id: str = Field(default="", max_length=128)
+    tool_calls: Annotated[tuple[ToolCall, ...], FailFast()] = Field(default=(), max_length=MAX_TOOL_CALLS)
 
 
 class Sampling(_Wire):
-    """How tokens are chosen. `max_tokens` None means up to the end of the context; temperature 0 is greedy."""
+    """How tokens are chosen. `max_tokens` None means up to the end of the context; temperature 0 is greedy.
+
+    `top_k` 0 and `min_p` 0 leave nothing out; `logit_bias` are (token id, what is added to its logit), -100 and below
+    meaning never. `logprobs` -1 asks for none, 0 for those of the chosen tokens, n also for the n likeliest.
+    """
 
     max_tokens: int | None = Field(default=None, ge=1, le=1 << 30)
     temperature: float = Field(default=0.8, ge=0, le=2, allow_inf_nan=False)
@@ -90,6 +121,13 @@ class Sampling(_Wire):
     stop: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=256)], ...], FailFast()] = Field(
         default=(), max_length=MAX_STOPS
     )
+    top_k: int = Field(default=40, ge=0, le=1 << 20)
+    min_p: float = Field(default=0.05, ge=0, le=1, allow_inf_nan=False)
+    repeat_penalty: float = Field(default=1.0, gt=0, le=10, allow_inf_nan=False)
+    presence_penalty: float = Field(default=0.0, ge=-2, le=2, allow_inf_nan=False)
+    frequency_penalty: float = Field(default=0.0, ge=-2, le=2, allow_inf_nan=False)
+    logit_bias: Annotated[tuple[tuple[TokenId, Bias], ...], FailFast()] = Field(default=(), max_length=MAX_BIASES)
+    logprobs: int = Field(default=-1, ge=-1, le=MAX_TOP_LOGPROBS)
 
 
 class InferRequest(_Wire):
@@ -99,9 +137,15 @@ class InferRequest(_Wire):
     completion) is used. `prefix` is assistant text that already exists and is continued, not repeated. `route` lists
     the PeerIDs the job has passed through, the asking box first: a box that finds itself there refuses, and a box
     that receives a job from a peer never forwards it.
+
+    `output` says what `output_text` is that the answer must obey: nothing, any JSON object, a JSON Schema or a GBNF
+    grammar. `tools` is a JSON array of functions as OpenAI has them, `tool_choice` is auto, none, required or the name
+    of one. `truncate` says which turns may be left out of a chat that does not fit. `v` is 2 where one of these, or a
+    field of `sampling` or of a message that is younger than 1, is used: a box that does not know them refuses the job
+    and does not answer something else.
     """
 
-    v: Literal[1] = 1
+    v: Literal[1, 2] = 1
     job: JobId
     kind: Literal["chat", "completion"]
     model: ModelName
@@ -109,25 +153,50 @@ class InferRequest(_Wire):
     prompt: str = ""
     prefix: str = ""
     sampling: Sampling = Sampling()
+    output: Literal["", "json", "schema", "grammar"] = ""
+    output_text: str = Field(default="", max_length=MAX_OUTPUT_TEXT)
+    tools: str = Field(default="", max_length=MAX_TOOLS_TEXT)
+    tool_choice: str = Field(default="", max_length=64)
+    truncate: Literal["", "oldest", "middle"] = ""
     route: Annotated[tuple[PeerIdText, ...], FailFast()] = Field(default=(), max_length=MAX_ROUTE)
     traceparent: str | None = Field(default=None, max_length=64)
 
 
 class Started(_Wire):
-    """The job has been admitted and its prompt tokenised."""
+    """The job has been admitted and its prompt tokenised; so many tokens and messages were left out to make it fit."""
 
     type: Literal["started"] = "started"
     model: ModelName
     hash: ModelHash
     prompt_tokens: Count
+    cut_tokens: Count = 0
+    cut_messages: int = Field(default=0, ge=0, le=MAX_MESSAGES)
+
+
+class Likely(_Wire):
+    """A token and the natural logarithm of its probability; `bytes` are those of its text."""
+
+    token: str = Field(max_length=1024)
+    logprob: float = Field(ge=-1e4, le=0.01, allow_inf_nan=False)
+    bytes: Annotated[tuple[Annotated[int, Field(ge=0, le=255)], ...], FailFast()] = Field(default=(), max_length=1024)
+
+
+class TokenLogprob(Likely):
+    """A token of an answer, and the likeliest in its place."""
+
+    top_logprobs: Annotated[tuple[Likely, ...], FailFast()] = Field(default=(), max_length=MAX_TOP_LOGPROBS)
 
 
 class Delta(_Wire):
-    """Text that became final with one token; `tokens` counts those generated since the last delta (0 < tokens)."""
+    """Text that became final with one token; `tokens` counts those generated since the last delta (0 < tokens).
+
+    `logprobs` has an entry for each of these tokens where the request asked for them.
+    """
 
     type: Literal["delta"] = "delta"
     text: str = Field(max_length=64 * 1024)
     tokens: Count = 1
+    logprobs: Annotated[tuple[TokenLogprob, ...], FailFast()] = Field(default=(), max_length=64)
 
 
 class Finished(_Wire):
@@ -142,6 +211,7 @@ class Finished(_Wire):
 
 
 InferEvent = Annotated[Started | Delta | Finished, Field(discriminator="type")]
+_LOGPROBS: Final = TypeAdapter(tuple[TokenLogprob, ...])
 _INFER_EVENT: Final[TypeAdapter[Started | Delta | Finished]] = TypeAdapter(InferEvent)
 
 Hello.model_rebuild()
@@ -166,6 +236,14 @@ def parse_infer_event(body: object) -> Started | Delta | Finished:
         return _INFER_EVENT.validate_python(body)
     except ValidationError as error:
         raise MessageError(_first_problem("event", error)) from None
+
+
+def parse_logprobs(text: str) -> tuple[TokenLogprob, ...]:
+    """Validate a JSON array of entries as OpenAI's `logprobs.content` has them; raises MessageError as `parse` does."""
+    try:
+        return _LOGPROBS.validate_json(text)
+    except ValidationError as error:
+        raise MessageError(_first_problem("logprobs", error)) from None
 
 
 def _first_problem(kind: str, error: ValidationError) -> str:

@@ -256,7 +256,8 @@ class _Converter:
         named = merged.get("properties", {})
         if closed and isinstance(named, dict):
             # What one part closes is closed for the properties that another part adds, too.
-            allowed = [part.get("properties") or {} for part in closed]
+            allowed = [set(part["properties"]) for part in closed if isinstance(part.get("properties"), dict)]
+            allowed += [set()] * (len(closed) - len(allowed))
             merged["properties"] = {
                 name: value for name, value in named.items() if all(name in part for part in allowed)
             }
