@@ -13,10 +13,11 @@ import datetime
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from agent.engine.structure.tools import CallForm
 from agent.errors import BadRequestError
 
 MAX_RENDERED: Final = 4 * 1024 * 1024
@@ -41,6 +42,14 @@ class Shield:
     def cover(self, text: str) -> str:
         """`text` with every control token exchanged for a mark."""
         return self._control.sub(self._cover, text) if self._control else text
+
+    def cover_all(self, value: Any) -> Any:
+        """A JSON value with every text in it covered, names of fields too."""
+        if isinstance(value, str):
+            return self.cover(value)
+        if isinstance(value, dict):
+            return {self.cover(key): self.cover_all(inner) for key, inner in value.items()}
+        return [self.cover_all(inner) for inner in value] if isinstance(value, list) else value
 
     def _cover(self, found: re.Match[str]) -> str:
         self._texts.append(found[0])
@@ -76,10 +85,21 @@ class ChatTemplate:
         self._source = source
         self._native = native
         self._tokens = {"bos_token": bos, "eos_token": eos}
-        self._compiled = _compile(source) if source else None
+        self._compiled: Any = None
+        variables: frozenset[str] = frozenset()
+        if source:
+            self._compiled, variables = _compile(source)
+        #: Whether the template tells the model of functions, and how the model then writes a call.
+        self.knows_tools = "tools" in variables
+        self.call_form: CallForm = call_form_of(source or "") if self.knows_tools else "generic"
 
     def render(self, messages: Sequence[tuple[str, str]]) -> str:
-        """The prompt for (role, content) messages, up to where the assistant speaks.
+        """The prompt for (role, content) messages; see `prompt`."""
+        return self.prompt([{"role": role, "content": content} for role, content in messages])
+
+    def prompt(self, turns: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
+        """The prompt for messages with `role`, `content` and what else a template may know, up to where the assistant
+        speaks. `tools` are functions as OpenAI declares them; only a template that knows tools is given any.
 
         Raises BadRequestError where the model has no template or its template refuses the messages.
         """
@@ -88,24 +108,25 @@ class ChatTemplate:
                 "the model has no chat template, so it cannot chat; send its text to /v1/completions instead"
             )
         if "developer" not in self._source:
-            messages = [("system" if role == "developer" else role, content) for role, content in messages]
+            turns = [{**turn, "role": "system"} if turn["role"] == "developer" else turn for turn in turns]
         if self._compiled is None:
-            text = self._native(self._source, messages)
+            text = self._native(self._source, [(turn["role"], turn["content"]) for turn in turns])
             if text is None:
                 raise BadRequestError(
                     "the model's chat template cannot be used; send its text to /v1/completions instead"
                 )
             return text
-        return self._render(self._compiled, messages)
+        return self._render(self._compiled, turns, tools)
 
-    def _render(self, compiled: Any, messages: Sequence[tuple[str, str]]) -> str:
+    def _render(self, compiled: Any, turns: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
         from jinja2 import TemplateError
 
         parts: list[str] = []
         size = 0
-        turns = [{"role": role, "content": content} for role, content in messages]
+        # Templates ask `if tools` or `if tools is not none`: nothing is none, never an empty list.
+        given = {**self._tokens, "tools": list(tools) or None}
         try:
-            for part in compiled.generate(messages=turns, add_generation_prompt=True, **self._tokens):
+            for part in compiled.generate(messages=list(turns), add_generation_prompt=True, **given):
                 parts.append(part)
                 size += len(part)
                 if size > MAX_RENDERED:
@@ -124,9 +145,22 @@ class ChatTemplate:
         return "".join(parts)
 
 
-def _compile(source: str) -> Any:
-    """The template as the chat templates of model files expect it to be compiled; None where it does not compile."""
+def call_form_of(source: str) -> CallForm:
+    """How a model writes calls, by what its template shows it of them."""
+    if "<tool_call>" in source:
+        return "hermes"
+    if '"parameters"' in source or "python_tag" in source or "ipython" in source:
+        return "llama"
+    return "generic"
+
+
+def _compile(source: str) -> tuple[Any, frozenset[str]]:
+    """The template as the chat templates of model files expect it to be compiled, and the variables it asks for.
+
+    The template is None where it does not compile.
+    """
     import jinja2
+    from jinja2 import meta
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -143,6 +177,6 @@ def _compile(source: str) -> Any:
     environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
     environment.filters["tojson"] = tojson
     try:
-        return environment.from_string(source)
-    except jinja2.TemplateSyntaxError:
-        return None
+        return environment.from_string(source), frozenset(meta.find_undeclared_variables(environment.parse(source)))
+    except (jinja2.TemplateSyntaxError, RecursionError):
+        return None, frozenset()

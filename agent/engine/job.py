@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import trio
 
 from agent.engine.fair_queue import LOCAL
 from agent.engine.protocol import Failed, ProtocolError, Submit, encode
 from agent.errors import AgentError, BadRequestError, ContextLengthError, EngineError
-from fleet.net.messages import Delta, Finished, InferRequest, Started
+from fleet.net.messages import ChatMessage, Delta, Finished, InferRequest, Started
 
 Event = Started | Delta | Finished
 
@@ -43,7 +45,7 @@ class QueuedJob:
                 Submit(
                     id=id,
                     kind=request.kind,
-                    messages=tuple((message.role, message.content, "") for message in request.messages),
+                    messages=tuple((message.role, message.content, _more(message)) for message in request.messages),
                     prompt=request.prompt,
                     prefix=request.prefix,
                     max_tokens=sampling.max_tokens or 0,
@@ -51,6 +53,18 @@ class QueuedJob:
                     top_p=sampling.top_p,
                     seed=-1 if sampling.seed is None else sampling.seed,
                     stop=sampling.stop,
+                    top_k=sampling.top_k,
+                    min_p=sampling.min_p,
+                    repeat_penalty=sampling.repeat_penalty,
+                    presence_penalty=sampling.presence_penalty,
+                    frequency_penalty=sampling.frequency_penalty,
+                    logit_bias=sampling.logit_bias,
+                    logprobs=sampling.logprobs,
+                    output=request.output,
+                    output_text=request.output_text,
+                    tools=request.tools,
+                    tool_choice=request.tool_choice,
+                    truncate=request.truncate,
                 )
             )
         except (ProtocolError, UnicodeEncodeError) as error:
@@ -91,6 +105,21 @@ class QueuedJob:
     def close(self) -> None:
         """The caller takes no more events."""
         self._receive.close()
+
+
+def _more(message: ChatMessage) -> str:
+    """The fields of a message beside its role and content, as JSON with the names that chat templates know."""
+    more: dict[str, object] = {}
+    if message.name:
+        more["name"] = message.name
+    if message.tool_call_id:
+        more["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        more["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+    return json.dumps(more, ensure_ascii=False) if more else ""
 
 
 def _error_of(failed: Failed) -> AgentError:
