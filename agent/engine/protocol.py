@@ -60,7 +60,7 @@ class Submit:
     likeliest. `output` says what `output_text` is that the answer must obey: nothing, any JSON object, a JSON Schema or
     a GBNF grammar. `tools` is a JSON array of functions, `tool_choice` is auto, none, required or the name of one.
     `truncate` says which messages may be left out of a chat that does not fit. `session` names a conversation whose
-    state may be kept on disk.
+    state may be kept on disk. What one `owner` asked for is never used to answer another.
     """
 
     id: int
@@ -86,11 +86,19 @@ class Submit:
     tool_choice: str = ""
     truncate: Literal["", "oldest", "middle"] = ""
     session: str = ""
+    owner: str = ""
 
 
 @dataclass(frozen=True)
 class Cancel:
     """End a sequence, waiting or running; always answered by Done or Failed, unless it has already ended."""
+
+    id: int
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Ask how the engine is; answered by Statistics with the same id."""
 
     id: int
 
@@ -163,14 +171,41 @@ class Failed:
     details: Mapping[str, int]
 
 
-Down = Load | Submit | Cancel | Unload
-Up = Loaded | Begun | Step | Done | Failed
+@dataclass(frozen=True)
+class Statistics:
+    """How the engine is between two steps: sequences and cells now, and sums since it was loaded.
+
+    `cells_used` counts those of sequences that run and of those that are over and kept, `cells_kept` the latter.
+    Times are microseconds: `build_us` of choosing and building steps, `decode_us` in llama.cpp, `sample_us` of choosing
+    tokens and telling them.
+    """
+
+    id: int
+    running: int
+    waiting: int
+    kept: int
+    cells: int
+    cells_used: int
+    cells_kept: int
+    steps: int
+    tokens: int
+    yielded: int
+    aborted: int
+    build_us: int
+    decode_us: int
+    sample_us: int
+
+
+Down = Load | Submit | Cancel | Stats | Unload
+Up = Loaded | Begun | Step | Done | Failed | Statistics
 Message = Down | Up
 
 _KINDS: Final[Mapping[str, type[Any]]] = {
     "load": Load,
     "submit": Submit,
     "cancel": Cancel,
+    "stats": Stats,
+    "statistics": Statistics,
     "unload": Unload,
     "loaded": Loaded,
     "begun": Begun,

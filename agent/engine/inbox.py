@@ -1,0 +1,90 @@
+"""Requests on their way into the engine: between the thread that reads them and the one that decodes."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Collection
+
+from agent.engine.prepare import Prepared
+from agent.engine.protocol import Failed, Stats, Submit, Unload
+
+#: What the decoding thread is handed.
+Item = Prepared | Failed | Stats | Unload
+
+
+class Inbox:
+    """Thread-safe. `abort` ends the decoding step that runs; it is called from the reading thread.
+
+    A cancel that concerns the step that runs ends it, so that a slot is free within milliseconds; the other sequences
+    in that step lose it. Where there are others, that happens at most to every other step: somebody who starts and
+    cancels all the time halves their speed, and does not bring them to a halt.
+    """
+
+    def __init__(self, abort: Callable[[], None], resume: Callable[[], None]) -> None:
+        self._abort = abort
+        self._resume = resume
+        self._items: deque[Item] = deque()
+        self._cancelled: set[int] = set()
+        self._known: set[int] = set()
+        self._in_step: Collection[int] = ()
+        self._abortable = False
+        self._news = False
+        self._changed = threading.Condition()
+
+    def announce(self, job: Submit) -> None:
+        """A request has been read, and will come as Prepared or Failed."""
+        with self._changed:
+            self._known.add(job.id)
+
+    def put(self, item: Item) -> None:
+        """Something for the decoding thread."""
+        with self._changed:
+            self._items.append(item)
+            self._news = True
+            self._changed.notify()
+
+    def cancel(self, id: int) -> None:
+        """End a request, wherever it is; one that is over already, or was never there, is left alone."""
+        with self._changed:
+            if id in self._known:
+                self._cancelled.add(id)
+                if id in self._in_step and (self._abortable or self._cancelled.issuperset(self._in_step)):
+                    self._abort()
+                self._news = True
+                self._changed.notify()
+
+    def take(self, *, wait: bool) -> list[Item]:
+        """What has come; with `wait`, something has, or a cancel."""
+        with self._changed:
+            while wait and not self._news:
+                self._changed.wait()
+            self._news = False
+            items = list(self._items)
+            self._items.clear()
+            return items
+
+    def cancelled(self) -> frozenset[int]:
+        """The requests that are to end."""
+        with self._changed:
+            return frozenset(self._cancelled)
+
+    def over(self, id: int) -> None:
+        """A request has ended."""
+        with self._changed:
+            self._known.discard(id)
+            self._cancelled.discard(id)
+
+    def begin_step(self, ids: Collection[int], *, abortable: bool) -> bool:
+        """A step with these requests begins; False where one has been cancelled meanwhile, and it must not."""
+        with self._changed:
+            if any(id in self._cancelled for id in ids):
+                return False
+            self._in_step, self._abortable = ids, abortable
+            return True
+
+    def end_step(self) -> None:
+        """The step is over; a late abort does not concern the next one."""
+        with self._changed:
+            self._in_step = ()
+            self._resume()

@@ -1,0 +1,109 @@
+"""Which tokens of which sequences go into the next decoding step. Pure: no llama.cpp, no clock.
+
+A sequence is all its tokens, those of the prompt and those it has generated, and how many of them have been decoded.
+One with a single token left is generating; one with more is still at its prompt (or at it again, after it had to make
+room). Every step takes a token of each that generates, and of the prompts as much as a step may take without making
+the others wait too long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+#: A step that others wait for takes about so long (seconds), however long a prompt beside them is.
+STEP_LIMIT: Final = 0.12
+#: Fewer tokens of a prompt are not worth a step.
+MIN_CHUNK: Final = 32
+#: Weight of the newest measurement.
+_NEWEST: Final = 0.2
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    """One request in the engine. `seq` is llama.cpp's number for it, -1 while it has none."""
+
+    id: int
+    owner: str
+    tokens: list[int]
+    prompt_tokens: int
+    order: int
+    seq: int = -1
+    decoded: int = 0
+    reused: int = 0
+
+    @property
+    def pending(self) -> int:
+        """Tokens that are not decoded yet."""
+        return len(self.tokens) - self.decoded
+
+    @property
+    def generating(self) -> bool:
+        """Whether its next step is one token."""
+        return self.pending == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Tokens of one sequence in a step: `count` from `start` on. With the last one its logits are wanted."""
+
+    sequence: Running
+    start: int
+    count: int
+
+    @property
+    def completes(self) -> bool:
+        """Whether a token can be sampled after it."""
+        return self.start + self.count == len(self.sequence.tokens)
+
+
+def plan(running: Sequence[Running], batch: int, chunk: int) -> list[Slice]:
+    """The next step, of at most `batch` tokens: one of each that generates, and `chunk` of prompts beside those.
+
+    Where nothing generates, prompts may fill the batch. Of what there is for prompts, the oldest gets half, so that it
+    comes to its end; the shortest get the rest, so that they need not wait for it.
+    """
+    generating = [one for one in running if one.generating][:batch]
+    prompts = sorted((one for one in running if one.pending > 1), key=lambda one: one.order)
+    room = batch - len(generating)
+    if generating:
+        room = min(room, chunk)
+    shares: dict[int, int] = {}
+    if prompts and room > 0:
+        oldest, *others = prompts
+        first = min(oldest.pending, (room + 1) // 2 if others else room)
+        shares[oldest.id] = first
+        room -= first
+        for one in sorted(others, key=lambda one: (one.pending, one.order)):
+            share = min(one.pending, room)
+            if share:
+                shares[one.id] = share
+                room -= share
+        shares[oldest.id] += min(room, oldest.pending - first)
+    return [Slice(one, one.decoded, 1) for one in generating] + [
+        Slice(one, one.decoded, shares[one.id]) for one in prompts if one.id in shares
+    ]
+
+
+@dataclass(slots=True)
+class Pace:
+    """How long steps take, and what that leaves for prompts beside sequences that generate."""
+
+    per_prompt_token: float = 0.0
+    chunk: int = field(default=MIN_CHUNK * 4)
+
+    def note(self, slices: Sequence[Slice], seconds: float, batch: int) -> None:
+        """A step of these slices took so long."""
+        tokens = sum(one.count for one in slices)
+        if tokens < MIN_CHUNK:
+            return  # a step of few tokens costs what reading the weights costs, and says nothing of many
+        each = seconds / tokens
+        known = self.per_prompt_token
+        self.per_prompt_token = each if not known else known + _NEWEST * (each - known)
+        self.chunk = max(MIN_CHUNK, min(batch, round(STEP_LIMIT / self.per_prompt_token)))
+
+
+def to_yield(running: Sequence[Running]) -> Running | None:
+    """Who makes room for the others when the cells run out: the youngest; None where there is only one."""
+    return max(running, key=lambda one: one.order) if len(running) > 1 else None

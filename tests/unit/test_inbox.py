@@ -1,0 +1,73 @@
+"""Cancels reach the step that runs, and do not bring others to a halt."""
+
+from __future__ import annotations
+
+import threading
+
+from agent.engine.inbox import Inbox
+from agent.engine.protocol import Failed, Submit
+
+
+class Step:
+    """What the inbox does to the decoding step."""
+
+    def __init__(self) -> None:
+        self.aborts = 0
+        self.resumes = 0
+        self.inbox = Inbox(self._abort, self._resume)
+        for id in (1, 2):
+            self.inbox.announce(Submit(id, "completion", (), "x", "", 0, 0.0, 1.0, 0, ()))
+
+    def _abort(self) -> None:
+        self.aborts += 1
+
+    def _resume(self) -> None:
+        self.resumes += 1
+
+
+def test_a_cancel_ends_the_step_that_its_request_is_in() -> None:
+    step = Step()
+    assert step.inbox.begin_step({1, 2}, abortable=True)
+    step.inbox.cancel(1)
+    assert step.aborts == 1
+    step.inbox.end_step()
+    assert step.resumes == 1
+    assert step.inbox.cancelled() == {1}
+    assert not step.inbox.begin_step({1, 2}, abortable=True), "it is to be ended first"
+    step.inbox.over(1)
+    assert step.inbox.begin_step({2}, abortable=True)
+    step.inbox.cancel(1)
+    assert step.aborts == 1, "it is over"
+
+
+def test_a_step_that_is_not_to_be_aborted_is_not_unless_nobody_else_is_in_it() -> None:
+    step = Step()
+    assert step.inbox.begin_step({1, 2}, abortable=False)
+    step.inbox.cancel(1)
+    assert step.aborts == 0
+    step.inbox.cancel(2)
+    assert step.aborts == 1
+
+
+def test_a_request_that_is_not_in_the_step_leaves_it_alone() -> None:
+    step = Step()
+    assert step.inbox.begin_step({1}, abortable=True)
+    step.inbox.cancel(2)
+    step.inbox.cancel(99)
+    assert step.aborts == 0
+    assert step.inbox.cancelled() == {2}
+
+
+def test_waiting_ends_with_a_message_or_a_cancel_and_not_again_for_the_same() -> None:
+    inbox = Step().inbox
+    failed = Failed(1, "engine", "x", {})
+    inbox.put(failed)
+    assert inbox.take(wait=True) == [failed]
+    inbox.cancel(2)
+    assert inbox.take(wait=True) == []
+    took: list[object] = []
+    waiter = threading.Thread(target=lambda: took.extend(inbox.take(wait=True)))
+    waiter.start()
+    inbox.put(failed)
+    waiter.join(5)
+    assert took == [failed]

@@ -1,0 +1,84 @@
+"""Which tokens go into a step, and who waits for whom."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.engine.schedule import MIN_CHUNK, STEP_LIMIT, Pace, Running, Slice, plan, to_yield
+
+BATCH = 512
+
+
+def one(id: int, length: int, decoded: int = 0) -> Running:
+    return Running(id, "", list(range(length)), length, id, seq=id, decoded=decoded)
+
+
+def shares(slices: list[Slice]) -> dict[int, int]:
+    return {each.sequence.id: each.count for each in slices}
+
+
+RUNNING = st.lists(st.tuples(st.integers(1, 3000), st.floats(0, 1)), min_size=1, max_size=20).map(
+    lambda found: [one(id, length, min(length - 1, int(length * share))) for id, (length, share) in enumerate(found)]
+)
+
+
+@given(RUNNING, st.integers(MIN_CHUNK, BATCH))
+def test_a_step_is_within_its_bounds_and_nobody_that_generates_is_left_out(running: list[Running], chunk: int) -> None:
+    slices = plan(running, BATCH, chunk)
+    assert 0 < sum(each.count for each in slices) <= BATCH
+    assert len({each.sequence.id for each in slices}) == len(slices)
+    for each in slices:
+        assert each.start == each.sequence.decoded
+        assert 0 < each.count <= each.sequence.pending
+        assert each.completes == (each.count == each.sequence.pending)
+    generating = {each.id for each in running if each.generating}
+    assert generating <= set(shares(slices))
+    if generating:
+        assert sum(count for id, count in shares(slices).items() if id not in generating) <= chunk
+    prompts = [each for each in running if not each.generating]
+    if prompts:
+        assert min(prompts, key=lambda each: each.order).id in shares(slices), "the oldest always moves on"
+
+
+@given(RUNNING)
+def test_everybody_comes_to_the_end(running: list[Running]) -> None:
+    total = sum(each.pending for each in running)
+    for _ in range(total):
+        slices = plan([each for each in running if each.pending > 0], BATCH, 64)
+        if not slices:
+            break
+        for each in slices:
+            each.sequence.decoded += each.count
+    assert all(each.pending == 0 for each in running)
+
+
+def test_prompts_fill_a_step_where_nobody_generates() -> None:
+    assert shares(plan([one(1, 2000)], BATCH, 64)) == {1: BATCH}
+    assert shares(plan([one(1, 2000), one(2, 10)], BATCH, 64)) == {1: BATCH - 10, 2: 10}
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one_and_both_leave_room_for_who_generates() -> None:
+    step = shares(plan([one(1, 50, 49), one(2, 2000), one(3, 20), one(4, 500)], BATCH, 64))
+    assert step == {1: 1, 2: 32, 3: 20, 4: 12}
+
+
+def test_the_chunk_follows_what_a_token_of_a_prompt_costs() -> None:
+    pace = Pace()
+    for _ in range(50):
+        pace.note([Slice(one(1, 512), 0, 512)], 0.512, BATCH)
+    assert abs(pace.chunk - STEP_LIMIT * 1000) <= 2
+    pace.note([Slice(one(1, 1), 0, 1)], 10.0, BATCH)
+    assert abs(pace.chunk - STEP_LIMIT * 1000) <= 2, "a step of one token says nothing of many"
+    for _ in range(50):
+        pace.note([Slice(one(1, 64), 0, 64)], 64.0, BATCH)
+    assert pace.chunk == MIN_CHUNK
+    for _ in range(200):
+        pace.note([Slice(one(1, 512), 0, 512)], 0.001, BATCH)
+    assert pace.chunk == BATCH
+
+
+def test_the_youngest_yields_and_one_alone_does_not() -> None:
+    old, young = one(1, 5), one(2, 5)
+    assert to_yield([young, old]) is young
+    assert to_yield([old]) is None
