@@ -22,8 +22,9 @@ from agent.engine.job import QueuedJob, asker_of
 from agent.engine.protocol import Begun, Cancel, Done, Failed, Load, Loaded, Step, Up, encode
 from agent.engine.rates import MovingRate
 from agent.errors import DrainingError, EngineError, ModelLoadError, OverloadedError
+from fleet.errors import MessageError
 from fleet.models.reference import canonical_name
-from fleet.net.messages import Delta, Finished, InferRequest, Started
+from fleet.net.messages import Delta, Finished, InferRequest, Started, parse_logprobs
 
 State = Literal["idle", "loading", "loaded", "failed"]
 
@@ -281,11 +282,11 @@ class Holding:
                 )  # fmt: skip
                 self._set_state("loaded")
                 self._hand_out()
-            case Begun(id, prompt_tokens, _):
-                self._deliver(child, id, Started(model=self.name, hash=self.identity.hash, prompt_tokens=prompt_tokens))
+            case Begun():
+                self._deliver(child, message.id, _started(self.name, self.identity.hash, message))
             case Step(items):
-                for id, text, tokens, _ in items:
-                    self._deliver(child, id, Delta(text=text, tokens=tokens))
+                for id, text, tokens, logprobs in items:
+                    self._deliver_text(child, id, text, tokens, logprobs)
             case Failed(id=-1):
                 self._load_error = message.message
             case Done():
@@ -299,6 +300,15 @@ class Holding:
         if job is not None and not job.put(event):
             log.error("engine.child_overran", model=self.name, pid=child.pid, job=job.request.job)
             child.kill()
+
+    def _deliver_text(self, child: Child, id: int, text: str, tokens: int, logprobs: str) -> None:
+        try:
+            likely = parse_logprobs(logprobs) if logprobs else ()
+        except MessageError as error:
+            log.error("engine.child_confused", model=self.name, pid=child.pid, reason=error.message)
+            child.kill()
+            return
+        self._deliver(child, id, Delta(text=text, tokens=tokens, logprobs=likely))
 
     def _leave(self, id: int, end: Finished | Failed | None) -> None:
         """A job is out of the child; its slot goes to the next."""
@@ -348,6 +358,16 @@ class Holding:
         if state != self.state:
             self.state = state
             self._on_change()
+
+
+def _started(name: str, hash: str, begun: Begun) -> Started:
+    return Started(
+        model=name,
+        hash=hash,
+        prompt_tokens=begun.prompt_tokens,
+        cut_tokens=begun.cut,
+        cut_messages=begun.cut_messages,
+    )
 
 
 def _finished(done: Done) -> Finished | None:

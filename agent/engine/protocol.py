@@ -128,11 +128,15 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Begun:
-    """The prompt of a sequence is tokenised and fits; `cut` of its tokens were left out because of `truncate`."""
+    """The prompt of a sequence is tokenised and fits.
+
+    `cut` of its tokens, in `cut_messages` messages, were left out because of `truncate`.
+    """
 
     id: int
     prompt_tokens: int
     cut: int = 0
+    cut_messages: int = 0
 
 
 @dataclass(frozen=True)

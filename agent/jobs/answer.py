@@ -40,6 +40,8 @@ class AnswerCheck:
         self._most_tokens = min(limits) if limits else MAX_CHARS
         self._model = request.model
         self._context = context_tokens
+        self._truncate = bool(request.truncate)
+        self._logprobs = request.sampling.logprobs
         self._chars = 0
         self._tokenless = 0
         #: Tokens that have come, and whether the answer is complete.
@@ -55,6 +57,8 @@ class AnswerCheck:
             raise BadAnswerError("it started another model than the one that was asked for")
         if self._context and event.prompt_tokens > self._context:
             raise BadAnswerError("it counts more tokens in the prompt than its context has")
+        if not self._truncate and (event.cut_tokens or event.cut_messages):
+            raise BadAnswerError("it left messages out without being asked to")
         self.started = event
 
     def delta(self, event: Delta) -> Started:
@@ -68,6 +72,12 @@ class AnswerCheck:
             self._tokenless += 1
             if self._tokenless > MAX_TOKENLESS:
                 raise BadAnswerError(f"it sent more than {MAX_TOKENLESS} pieces of text without a token")
+        if event.logprobs and (
+            len(event.logprobs) > event.tokens
+            or any(len(one.top_logprobs) > self._logprobs for one in event.logprobs)
+            or self._logprobs < 0
+        ):
+            raise BadAnswerError("it sent probabilities of more tokens than were asked for")
         self._chars += len(event.text)
         if self._chars > min(MAX_CHARS, CHARS_BESIDE + CHARS_PER_TOKEN * self.tokens):
             raise BadAnswerError(f"it sent {self._chars} characters for {self.tokens} tokens")

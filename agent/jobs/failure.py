@@ -127,7 +127,8 @@ def agreed(failures: Sequence[Failure]) -> AgentError | None:
 
 def most_prompt_tokens(request: InferRequest) -> int:
     """How many tokens the prompt of a request can have at the very most, whatever the model."""
-    texts = [request.prompt, request.prefix, *(message.content for message in request.messages)]
+    texts = [request.prompt, request.prefix, request.tools, *(message.content for message in request.messages)]
+    texts += [call.arguments for message in request.messages for call in message.tool_calls]
     size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
     return size * _TOKENS_PER_BYTE + len(request.messages) * _TOKENS_PER_MESSAGE + _TOKENS_BESIDE
 

@@ -28,7 +28,7 @@ class Routed:
     """Where the job runs, known before its first token.
 
     `peer_id` and `name` are the box that serves; `route` is one line a candidate: `NAME=verdict`, in the order they
-    were considered, the served one last.
+    were considered, the served one last. Of the chat `cut_messages` with `cut_tokens` were left out to make it fit.
     """
 
     peer_id: str
@@ -38,6 +38,8 @@ class Routed:
     model_hash: str
     prompt_tokens: int
     route: tuple[str, ...]
+    cut_tokens: int = 0
+    cut_messages: int = 0
 
 
 @dataclass(frozen=True)

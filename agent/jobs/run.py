@@ -183,6 +183,8 @@ class JobRunner:
             model_hash=started.hash,
             prompt_tokens=started.prompt_tokens,
             route=(*route, f"{verdict.name}=served"),
+            cut_tokens=started.cut_tokens,
+            cut_messages=started.cut_messages,
         )
         progress.routed = routed
         log.info("job.routed", served_by=routed.name, local=routed.local, route="; ".join(routed.route))
