@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from agent.engine.external import failure, listing
 from agent.engine.external.answer import AnswerReader, ServerRefusal
 from agent.engine.external.derived import digest_in, id_at_place, id_of_digest
+from agent.engine.external.dialect import body_of
 from agent.engine.external.sse import MAX_EVENT, EventStream
 from agent.engine.external.trouble import ServerTroubleError, quoted
+from agent.engine.structure.calls import CallArguments, CallBegin, CallParser
 from agent.errors import BadRequestError, ContextLengthError, EngineError, OverloadedError
 from agent.jobs.answer import AnswerCheck
 from fleet.models.reference import is_hash
-from fleet.net.messages import ChatMessage, Delta, Finished, InferRequest, Sampling, Started
+from fleet.net.messages import ChatMessage, Delta, Finished, InferRequest, Sampling, Started, ToolCall
 
 HASH = "sha256:" + "a" * 64
 KNOWN_MANIFEST = "sha256:046e722a35e4220fe3d935f5766072e37a8e6ff6e8015cc66195f3ac8f8e7a26"
@@ -173,6 +175,165 @@ def test_halves_of_characters_are_put_together_or_replaced() -> None:
     assert text_of(read(reader_of(request_of()), piece("a\ud83d"), piece("\ude00b"), end())) == "a😀b"
     assert text_of(read(reader_of(request_of()), piece("a\ud83d"), piece("b\ude00"), end())) == "a\ufffdb\ufffd"
     assert text_of(read(reader_of(request_of()), piece("a\ud83d"), end())) == "a\ufffd"
+
+
+def test_the_call_of_a_function_comes_as_the_text_that_models_write() -> None:
+    request = request_of().model_copy(update={"tools": '[{"type": "function", "function": {"name": "find"}}]'})
+
+    def call(name: str | None, arguments: str, index: int = 0) -> str:
+        function = {"name": name, "arguments": arguments}
+        return piece(None, delta={"tool_calls": [{"index": index, "id": "x", "function": function}]})
+
+    events = read(
+        reader_of(request),
+        call("find", ""),
+        call(None, '{"a"'),
+        call(None, ": 1}"),
+        call("b", "{}", 1),
+        end("tool_calls"),
+    )
+    calls = CallParser(["find"])
+    found = [*calls.push(text_of(events)), *calls.finish()]
+    assert found[0] == CallBegin("find")
+    assert "".join(one.text for one in found if isinstance(one, CallArguments)) == '{"a": 1}'
+    last = events[-1]
+    assert isinstance(last, Finished)
+    assert (last.reason, last.completion_tokens) == ("stop", 4)
+    # Nobody asked for it, or it is no name: then it is nothing.
+    assert text_of(read(reader_of(request_of()), call("find", "{}"), end())) == ""
+    assert text_of(read(reader_of(request), call("</tool_call>", "{}"), end())) == ""
+    with pytest.raises(ServerTroubleError, match="calls a function with more than"):
+        read(reader_of(request, 4096), *[call("find", "x" * 10_000)] * 10)
+    # One call in one piece, as Ollama sends it.
+    assert len(text_of(read(reader_of(request, 4096), call("find", json.dumps({"a": "x" * 30_000})), end()))) > 30_000
+
+
+def test_logprobs_are_passed_on_where_they_were_asked_for() -> None:
+    request = request_of().model_copy(update={"sampling": Sampling(logprobs=1)})
+    entry = {
+        "token": "a",
+        "logprob": -0.5,
+        "bytes": None,
+        "top_logprobs": [{"token": "a", "logprob": -0.5, "bytes": [97]}],
+    }
+    said = piece("ab", choice={"logprobs": {"content": [entry, entry]}})
+    delta = read(reader_of(request), said, end())[1]
+    assert isinstance(delta, Delta)
+    assert delta.tokens == len(delta.logprobs) == 2
+    assert delta.logprobs[0].top_logprobs[0].bytes == (97,)
+    for bad in (
+        None,
+        [],
+        {"content": None},
+        {"content": [1]},
+        {"content": [{**entry, "logprob": "x"}]},
+        {"content": [entry] * 70},
+    ):
+        delta = read(reader_of(request), piece("ab", choice={"logprobs": bad}), end())[1]
+        assert isinstance(delta, Delta)
+        assert delta.logprobs == ()
+    delta = read(reader_of(request_of()), said, end())[1]
+    assert isinstance(delta, Delta)
+    assert delta.logprobs == ()
+
+
+# --- requests --------------------------------------------------------------------------------------------------------
+
+
+def sent(kind: Any, request: InferRequest) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(body_of(request, kind=kind, model="theirs", context_tokens=100))
+    return body
+
+
+def test_a_request_says_no_more_than_it_has_to() -> None:
+    assert sent("openai", request_of()) == {
+        "model": "theirs",
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "temperature": 0.8,
+        "top_p": 0.95,
+        "messages": [{"role": "user", "content": "y" * 400}],
+    }
+
+
+def test_fields_that_only_some_servers_have() -> None:
+    sampling = Sampling(
+        top_k=0, min_p=0.1, repeat_penalty=1.1, presence_penalty=0.5, frequency_penalty=-0.5, logit_bias=((7, -3.0),)
+    )
+    request = request_of().model_copy(update={"sampling": sampling})
+    standard = {"presence_penalty": 0.5, "frequency_penalty": -0.5, "logit_bias": {"7": -3.0}}
+    for kind, more in {
+        "openai": {},
+        "ollama": {},
+        "lmstudio": {"top_k": 0, "repeat_penalty": 1.1},
+        "llama-server": {"top_k": 0, "min_p": 0.1, "repeat_penalty": 1.1},
+        "vllm": {"top_k": -1, "min_p": 0.1, "repetition_penalty": 1.1},
+    }.items():
+        body = sent(kind, request)
+        fields = ("top_k", "min_p", "repeat_penalty", "repetition_penalty", *standard)
+        assert {key: body[key] for key in fields if key in body} == {**standard, **more}
+
+
+def test_what_an_answer_must_look_like() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    named = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+    in_schema = {"output": "schema", "output_text": json.dumps(schema)}
+    for kind in ("openai", "ollama", "lmstudio", "llama-server", "vllm"):
+        assert sent(kind, request_of().model_copy(update=in_schema))["response_format"] == named
+        as_json = sent(kind, request_of().model_copy(update={"output": "json"}))["response_format"]
+        assert as_json["type"] == ("json_schema" if kind == "lmstudio" else "json_object")
+        completion = request_of(kind="completion").model_copy(update=in_schema)
+        grammar = request_of().model_copy(update={"output": "grammar", "output_text": 'root ::= "a"'})
+        if kind == "llama-server":
+            assert sent(kind, completion)["json_schema"] == schema
+            assert sent(kind, grammar)["grammar"] == 'root ::= "a"'
+        else:
+            with pytest.raises(EngineError, match="grammar"):
+                sent(kind, grammar)
+            if kind == "vllm":
+                assert sent(kind, completion)["response_format"] == named
+            else:
+                with pytest.raises(EngineError, match="schema"):
+                    sent(kind, completion)
+    for bad in ("{", "[" * 60_000, "NaN"):
+        with pytest.raises(BadRequestError):
+            sent("openai", request_of().model_copy(update={"output": "schema", "output_text": bad}))
+
+
+def test_functions_calls_and_their_results() -> None:
+    messages = (
+        ChatMessage(role="user", content="x", name="ann"),
+        ChatMessage(role="assistant", content="", tool_calls=(ToolCall(id="1", name="find", arguments="{}"),)),
+        ChatMessage(role="tool", content="found", tool_call_id="1"),
+    )
+    tools = [{"type": "function", "function": {"name": "find"}}]
+    for choice, said in {
+        "": "auto",
+        "none": "none",
+        "required": "required",
+        "find": {"type": "function", "function": {"name": "find"}},
+    }.items():
+        body = sent(
+            "openai",
+            request_of().model_copy(update={"messages": messages, "tools": json.dumps(tools), "tool_choice": choice}),
+        )
+        assert (body["tools"], body["tool_choice"]) == (tools, said)
+        assert body["messages"] == [
+            {"role": "user", "content": "x", "name": "ann"},
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [{"id": "1", "type": "function", "function": {"name": "find", "arguments": "{}"}}],
+            },
+            {"role": "tool", "content": "found", "tool_call_id": "1"},
+        ]
+    with pytest.raises(BadRequestError):
+        sent("openai", request_of().model_copy(update={"tools": "{}"}))
+
+
+def test_text_that_is_no_unicode_is_refused_before_anything_is_sent() -> None:
+    with pytest.raises(BadRequestError, match="surrogate"):
+        sent("openai", request_of(kind="completion").model_copy(update={"prompt": "\ud800"}))
 
 
 @pytest.mark.parametrize("bad", ["", "{", "[]", "1", "null", '"x"', "[" * 100_000, '{"choices": [' * 2])

@@ -2,7 +2,8 @@
 
 Who passes a job on counts tokens for itself and believes no answer that is longer than `max_tokens`, or than the
 context that the box advertises. So a token is counted for each piece that comes, or as many as the server says where it
-does with every piece, and never more than there may be; text past that comes with the end and counts for nothing.
+does with every piece, and never more than there may be; text past that comes with the end and counts for nothing. The
+call of a function comes with the end too, as text that is written as models write one.
 """
 
 from __future__ import annotations
@@ -13,13 +14,18 @@ from typing import Any, Final, Literal
 
 from agent.engine.external.listing import number
 from agent.engine.external.trouble import ServerTroubleError
-from fleet.net.messages import Delta, Finished, InferRequest, Started
+from agent.engine.structure.tools import FUNCTION_NAME, call_text
+from fleet.errors import MessageError
+from fleet.net.messages import Delta, Finished, InferRequest, Started, TokenLogprob, parse_logprobs
 
 #: Characters of one Delta, and of what comes past the last token.
 _MAX_TEXT: Final = 32 * 1024
 _MAX_SURPLUS: Final = 8 * 1024
 #: Events in a row that bring nothing.
 _MAX_EMPTY: Final = 1000
+#: Characters of the arguments of a call, and tokens of one piece whose logprobs are passed on (`Delta`).
+_MAX_ARGUMENTS: Final = 64 * 1024
+_MAX_LOGPROBS: Final = 64
 #: Bytes that one token is taken to have at most where a piece is longer: then it holds several.
 _BYTES_PER_TOKEN: Final = 128
 #: Bytes of text per token, to estimate a prompt by, and the tokens that a template adds to each message.
@@ -54,6 +60,8 @@ class AnswerReader:
         self._surplus_size = 0
         self._empty = 0
         self._half = ""
+        self._function = ""
+        self._arguments = ""
         self._prompt = 0
         self._complete = False
         self.tokens = 0
@@ -95,10 +103,10 @@ class AnswerReader:
             raise ServerTroubleError(f"sends {_MAX_EMPTY} events in a row that bring nothing")
         counted = self._counts(chunk)
         for choice in _first_choice(chunk):
-            text, shown = self._text(choice)
-            if text or shown:
+            text, hidden = self._text(choice)
+            if text or hidden:
                 self._empty = 0
-                yield from self._piece(text, counted, now)
+                yield from self._piece(text, hidden, counted, self._logprobs(choice), now)
             reason = choice.get("finish_reason")
             if isinstance(reason, str):
                 self._reason = "length" if reason == "length" else "stop"
@@ -110,8 +118,10 @@ class AnswerReader:
         if self._started is None:
             yield self._start()
         rest = "".join(self._surplus) + ("\ufffd" if self._half else "")
-        if rest:
-            yield Delta(text=rest, tokens=0)
+        if self._function and self._request.tools:
+            rest += call_text(self._function, self._arguments, "hermes")
+        for at in range(0, len(rest), _MAX_TEXT):
+            yield Delta(text=rest[at : at + _MAX_TEXT], tokens=0)
         first = self.first if self.first is not None else self.last
         yield Finished(
             reason=self._reason or "stop",
@@ -132,15 +142,45 @@ class AnswerReader:
             return number(timings.get("predicted_n")) or None
         return None
 
-    def _text(self, choice: Mapping[str, Any]) -> tuple[str, bool]:
-        """The text of a choice, and whether it has anything that took a token though it is no text (thoughts)."""
+    def _text(self, choice: Mapping[str, Any]) -> tuple[str, int]:
+        """The text of a choice, and the length of what took tokens though it is no text: thoughts, a call."""
         if self._request.kind == "completion":
-            return self._whole(choice.get("text")), False
+            return self._whole(choice.get("text")), 0
         delta = choice.get("delta")
         if not isinstance(delta, dict):
-            return "", False
-        thoughts = any(isinstance(delta.get(key), str) and delta[key] for key in ("reasoning_content", "reasoning"))
-        return self._whole(delta.get("content")), thoughts
+            return "", 0
+        thoughts = [delta[key] for key in ("reasoning_content", "reasoning") if isinstance(delta.get(key), str)]
+        return self._whole(delta.get("content")), max(map(len, thoughts), default=0) + self._called(delta)
+
+    def _called(self, delta: Mapping[str, Any]) -> int:
+        """Note a piece of the call of a function; returns its length. An answer has one call, the first."""
+        calls = delta.get("tool_calls")
+        if not isinstance(calls, list) or not calls or not isinstance(calls[0], dict):
+            return 0
+        function = calls[0].get("function")
+        if not isinstance(function, dict):
+            return 0
+        name, arguments = function.get("name"), function.get("arguments")
+        size = 0
+        if calls[0].get("index", 0) == 0:
+            if isinstance(name, str) and FUNCTION_NAME.fullmatch(name) and not self._function:
+                self._function = name
+            if isinstance(arguments, str):
+                size = len(arguments)
+                self._arguments += self._whole(arguments)
+                if len(self._arguments) > _MAX_ARGUMENTS:
+                    raise ServerTroubleError(f"calls a function with more than {_MAX_ARGUMENTS} characters")
+        return max(1, size)
+
+    def _logprobs(self, choice: Mapping[str, Any]) -> tuple[TokenLogprob, ...]:
+        """What a server says of the tokens of a piece, where that was asked for and is in order."""
+        found = choice.get("logprobs")
+        if self._request.sampling.logprobs < 0 or not isinstance(found, dict):
+            return ()
+        try:
+            return parse_logprobs(json.dumps(_without_null(found.get("content"))))
+        except MessageError:
+            return ()
 
     def _whole(self, text: object) -> str:
         """Text that can be encoded: JSON may hold half of a surrogate pair, its other half coming in the next piece."""
@@ -154,21 +194,24 @@ class AnswerReader:
             self._half, text = text[-1], text[:-1]
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
-    def _piece(self, text: str, counted: int | None, now: float) -> Iterator[Started | Delta]:
+    def _piece(
+        self, text: str, hidden: int, counted: int | None, logprobs: tuple[TokenLogprob, ...], now: float
+    ) -> Iterator[Started | Delta]:
         if self._started is None:
             yield self._start()
         if self.first is None:
             self.first = now
         self.last = now
-        size = len(text.encode())
-        took = max(1, counted - self.tokens) if counted is not None else max(1, -(-size // _BYTES_PER_TOKEN))
-        tokens = min(took, self.most - self.tokens)
+        size = len(text.encode()) + hidden
+        took = len(logprobs) or max(1, -(-size // _BYTES_PER_TOKEN))
+        tokens = min(max(1, counted - self.tokens) if counted is not None else took, self.most - self.tokens)
         if tokens <= 0:
             self._past_the_end(text)
             return
         self.tokens += tokens
         for at in range(0, max(1, len(text)), _MAX_TEXT):
-            yield Delta(text=text[at : at + _MAX_TEXT], tokens=0 if at else tokens)
+            said = logprobs if len(logprobs) == tokens <= _MAX_LOGPROBS and not at else ()
+            yield Delta(text=text[at : at + _MAX_TEXT], tokens=0 if at else tokens, logprobs=said)
 
     def _past_the_end(self, text: str) -> None:
         self._surplus_size += len(text)
@@ -188,6 +231,22 @@ class AnswerReader:
         texts = [request.prompt, request.prefix, *(message.content for message in request.messages)]
         size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
         return min(self._context, size // _USUAL_BYTES_PER_TOKEN + _PER_MESSAGE * len(request.messages) + 1)
+
+
+def _without_null(content: object) -> object:
+    """Entries with an empty list of bytes where a server has null: the token's bytes are not known."""
+    if not isinstance(content, list):
+        return []
+    rows = [dict(row) for row in content if isinstance(row, dict)]
+    for row in rows:
+        row["bytes"] = row.get("bytes") or []
+        top = row.get("top_logprobs")
+        row["top_logprobs"] = (
+            [{**one, "bytes": one.get("bytes") or []} for one in top or () if isinstance(one, dict)]
+            if isinstance(top, list)
+            else []
+        )
+    return rows
 
 
 def _first_choice(chunk: Mapping[str, Any]) -> list[Mapping[str, Any]]:
