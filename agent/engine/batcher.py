@@ -79,11 +79,7 @@ class Batcher:
         """Take a request in; it joins at one of the next steps."""
         job = request.job
         seed = job.seed if job.seed >= 0 else random.SystemRandom().getrandbits(32)
-        try:
-            sampler = Sampler(self._model.vocab, self._candidates, job, seed=seed, grammar=request.grammar)
-        except AgentError as error:
-            self.fail(job.id, error)
-            return
+        sampler = Sampler(self._model.vocab, self._candidates, job, seed=seed, enforcer=request.enforcer)
         self._order += 1
         sequence = Running(job.id, job.owner, list(request.tokens), len(request.tokens), self._order)
         self._waiting.append(_Live(request, sequence, sampler))
@@ -299,7 +295,7 @@ class Batcher:
             if index >= 0:
                 try:
                     reason = self._choose(live, index, items)
-                except EngineError as error:
+                except AgentError as error:
                     over.append((live, "stop", error))
                 else:
                     if reason is not None:
@@ -326,7 +322,9 @@ class Batcher:
             items.append((id, text, 1, logprobs))
             if live.text.stopped:
                 return "stop"
-            if live.count >= live.limit:
+            if live.sampler.finished:
+                reason = "stop"
+            elif live.count >= live.limit:
                 reason = "length"
         if reason is not None and (rest := live.text.finish()):
             items.append((id, rest, 0, ""))

@@ -8,21 +8,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agent.engine.chat import ChatTemplate, Shield, Span
+from agent.engine.chat import ChatTemplate, Shield
 from agent.engine.llama import Model
 from agent.engine.protocol import Submit
-from agent.errors import BadRequestError, ContextLengthError
+from agent.engine.structure.enforce import Enforcer, Vocabulary
+from agent.engine.structure.grammar import grammar_for
+from agent.engine.structure.prompt import build
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request that fits: its prompt, how many new tokens it may have, what was cut, and the grammar it obeys."""
+    """A request that fits: its prompt, how many new tokens it may have, and how many of the prompt's were left out.
+
+    `enforcer` keeps the answer to its grammar; it has a state, and serves this request alone.
+    """
 
     job: Submit
     tokens: list[int]
     limit: int
     cut: int = 0
-    grammar: str = ""
+    enforcer: Enforcer | None = None
 
 
 class Preparer:
@@ -35,27 +40,18 @@ class Preparer:
         self._template = ChatTemplate(
             model.chat_template, bos=model.bos_text, eos=model.eos_text, native=model.native_template
         )
+        self._vocabulary: Vocabulary | None = None
 
     def prepare(self, job: Submit) -> Prepared:
         """Raises ContextLengthError with both numbers, or BadRequestError."""
-        tokens = self._prompt(job)
-        limit = self._context_tokens - len(tokens)
-        if limit < 1:
-            raise ContextLengthError(
-                f"the prompt has {len(tokens)} tokens and the model's context {self._context_tokens};"
-                " shorten the prompt",
-                details={"prompt_tokens": len(tokens), "context_tokens": self._context_tokens},
-            )
-        if not tokens:
-            raise BadRequestError("the prompt is empty", details={"param": "prompt"})
-        grammar = job.output_text if job.output == "grammar" else ""
-        return Prepared(job, tokens, min(limit, job.max_tokens or limit), grammar=grammar)
+        grammar = grammar_for(job, self._template.call_form)
+        enforcer = Enforcer(grammar, self._words(), job.prefix) if grammar else None
+        prompt = build(job, self._template, lambda: Shield(self._control), self._model.tokenize, self._context_tokens)
+        limit = self._context_tokens - len(prompt.tokens)
+        return Prepared(job, prompt.tokens, min(limit, job.max_tokens or limit), prompt.cut_tokens, enforcer)
 
-    def _prompt(self, job: Submit) -> list[int]:
-        shield = Shield(self._control)
-        if job.kind == "completion":
-            # A completion's prompt is the whole prompt as its author wants it, control tokens included.
-            return self._model.tokenize([Span(job.prompt), *shield.spans(shield.cover(job.prefix))])
-        covered = [(role, shield.cover(content)) for role, content, _ in job.messages]
-        rendered = self._template.render(covered) + shield.cover(job.prefix)
-        return self._model.tokenize(shield.spans(rendered))
+    def _words(self) -> Vocabulary:
+        """All texts of the vocabulary: a second's work for a large one, done when the first grammar comes."""
+        if self._vocabulary is None:
+            self._vocabulary = Vocabulary(self._model.vocab_size, self._model.piece, self._model.ends_text)
+        return self._vocabulary

@@ -1,7 +1,7 @@
 """How one sequence chooses its next token from the logits. Imported in the child process only.
 
 The greedy choice without anything that moves logits is an argmax; all else is a chain of llama.cpp's samplers. A
-grammar is asked about the token that was chosen without it, and only where it refuses about all of them: that costs
+grammar is asked about the token that was chosen without it, and only where it refuses about others: that costs
 microseconds where asking about a vocabulary costs milliseconds.
 """
 
@@ -10,30 +10,31 @@ from __future__ import annotations
 import ctypes
 import json
 import math
+from collections.abc import Sequence
 from typing import Any, Final
 
 import llama_cpp as ll
 import numpy as np
 
 from agent.engine.protocol import Submit
-from agent.errors import BadRequestError, EngineError
+from agent.engine.structure.enforce import Enforcer
+from agent.errors import EngineError
 
 #: Tokens that the penalties look back on.
 _LAST: Final = 64
-#: No token that is refused or biased away comes back from here.
+#: A token that is biased away does not come back from here.
 _NEVER: Final = -math.inf
 
 _CANDIDATE: Final = np.dtype([("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])
 
 
 class Candidates:
-    """The vocabulary as llama.cpp's samplers take it; one serves all sequences, one after another."""
+    """Tokens and their logits as llama.cpp's samplers take them; one serves all sequences, one after another."""
 
     def __init__(self, vocab_size: int) -> None:
         self._ids = np.arange(vocab_size, dtype=np.int32)
         self._data = np.zeros(vocab_size, dtype=_CANDIDATE)
         self._array = ll.llama_token_data_array()
-        self._one = np.zeros(1, dtype=_CANDIDATE)
 
     def all(self, logits: np.ndarray) -> Any:
         """All tokens with these logits."""
@@ -41,10 +42,12 @@ class Candidates:
         self._data["logit"] = logits
         return self._wrap(self._data)
 
-    def one(self, token: int) -> Any:
-        """A single token."""
-        self._one["id"], self._one["logit"] = token, 1.0
-        return self._wrap(self._one)
+    def some(self, tokens: Sequence[int], logits: np.ndarray) -> Any:
+        """Only these tokens."""
+        few = self._data[: len(tokens)]
+        few["id"] = tokens
+        few["logit"] = logits[few["id"]]
+        return self._wrap(few)
 
     def _wrap(self, data: np.ndarray) -> Any:
         self._array.data = ctypes.cast(data.ctypes.data, ctypes.POINTER(ll.llama_token_data))
@@ -52,18 +55,8 @@ class Candidates:
         return ctypes.byref(self._array)
 
     @property
-    def refused(self) -> bool:
-        """Whether the single token of `one` was refused."""
-        return bool(self._one["logit"][0] == _NEVER)
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether no token of `all` is left."""
-        return not bool(np.isfinite(self._data["logit"]).any())
-
-    @property
     def chosen(self) -> int:
-        """What a chain chose."""
+        """What a chain chose. Raises EngineError where it chose none."""
         if not 0 <= self._array.selected < self._array.size:
             raise EngineError("no token could be chosen")
         return int(self._array.data[self._array.selected].id)
@@ -72,41 +65,48 @@ class Candidates:
 class Sampler:
     """Chooses the tokens of one sequence. `close` frees it."""
 
-    def __init__(self, vocab: Any, candidates: Candidates, job: Submit, *, seed: int, grammar: str) -> None:
-        """Raises BadRequestError for a grammar that llama.cpp refuses."""
+    def __init__(
+        self, vocab: Any, candidates: Candidates, job: Submit, *, seed: int, enforcer: Enforcer | None
+    ) -> None:
         self._candidates = candidates
-        self._grammar: Any = None
+        self._enforcer = enforcer
         self._logprobs = job.logprobs
         biased = {token: bias for token, bias in job.logit_bias if 0 <= token < ll.llama_vocab_n_tokens(vocab)}
-        self._plain = job.temperature <= 0 and not (biased or grammar or _penalised(job))
-        self._chain = ll.llama_sampler_chain_init(ll.llama_sampler_chain_default_params())
-        if grammar:
-            self._grammar = ll.llama_sampler_init_grammar(vocab, grammar.encode(), b"root")
-            if not self._grammar:
-                self.close()
-                raise BadRequestError("llama.cpp cannot use this grammar", details={"param": "grammar"})
-        for part in _parts(vocab, job, biased, seed):
-            ll.llama_sampler_chain_add(self._chain, part)
+        self._chain: Any = None
+        if job.temperature > 0 or biased or _penalised(job):
+            self._chain = ll.llama_sampler_chain_init(ll.llama_sampler_chain_default_params())
+            for part in _parts(vocab, job, biased, seed):
+                ll.llama_sampler_chain_add(self._chain, part)
+
+    @property
+    def finished(self) -> bool:
+        """Whether a grammar lets nothing follow."""
+        return self._enforcer is not None and self._enforcer.finished
 
     def sample(self, logits: np.ndarray) -> int:
-        """The next token. Raises EngineError where the grammar leaves none."""
-        if self._plain:
-            return int(logits.argmax())
-        candidates = self._candidates
-        ll.llama_sampler_apply(self._chain, candidates.all(logits))
-        token = candidates.chosen
-        if self._grammar is not None:
-            ll.llama_sampler_apply(self._grammar, candidates.one(token))
-            if candidates.refused:
-                every = candidates.all(logits)
-                ll.llama_sampler_apply(self._grammar, every)
-                if candidates.exhausted:
-                    raise EngineError("the grammar leaves the model nothing to say here")
-                ll.llama_sampler_apply(self._chain, every)
-                token = candidates.chosen
-            ll.llama_sampler_accept(self._grammar, token)
-        ll.llama_sampler_accept(self._chain, token)
+        """The next token. Raises EngineError where the grammar leaves none, BadRequestError where it leaves too many
+        ways open."""
+        token = self._choose(logits, None)
+        if self._enforcer is not None:
+            if not self._enforcer.takes(token):
+                left = self._enforcer.allowed(logits)
+                if not left:
+                    raise EngineError("the model has no token for what the grammar wants here")
+                token = self._choose(logits, left)
+            self._enforcer.accept(token)
+        if self._chain is not None:
+            ll.llama_sampler_accept(self._chain, token)
         return token
+
+    def _choose(self, logits: np.ndarray, tokens: Sequence[int] | None) -> int:
+        """By the chain, or the likeliest; of some tokens, the likeliest first, or of all."""
+        if self._chain is None:
+            return int(logits.argmax()) if tokens is None else tokens[0]
+        candidates = self._candidates
+        ll.llama_sampler_apply(
+            self._chain, candidates.all(logits) if tokens is None else candidates.some(tokens, logits)
+        )
+        return candidates.chosen
 
     def logprobs(self, logits: np.ndarray, token: int, text_of: Any) -> str:
         """The entry of OpenAI's `logprobs.content` for a token, as JSON; empty where nobody asked.
@@ -124,12 +124,9 @@ class Sampler:
 
     def close(self) -> None:
         """Free it."""
-        if self._chain:
+        if self._chain is not None:
             ll.llama_sampler_free(self._chain)
             self._chain = None
-        if self._grammar:
-            ll.llama_sampler_free(self._grammar)
-            self._grammar = None
 
 
 def _entry(token: int, log_all: np.ndarray, text_of: Any) -> dict[str, object]:
