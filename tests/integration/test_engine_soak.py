@@ -26,11 +26,15 @@ pytestmark = pytest.mark.model
 JOBS: Final = int(os.environ.get("SHOAL_SOAK", "200"))
 SEED: Final = int(os.environ.get("SHOAL_SOAK_SEED", "1"))
 AT_ONCE: Final = 24
+#: So long that this box is never refused, so short that a peer sometimes is.
+QUEUE: Final = 36
 CONTEXT: Final = 512
 #: Seconds for one job with all others beside it, on a machine that has other things to do.
 LIMIT: Final = 120.0
 #: Bytes that a process may grow by once it has seen a quarter of the jobs: allocators keep what they may need again.
 GROWTH: Final = 24 << 20
+#: Everything that it allows begins like this, cut off or not.
+GRAMMAR: Final = 'root ::= ("red " | "blue ")+'
 PEERS: Final = (None, None, *(peer_id_of(f"asker-{number}") for number in range(3)))
 
 Caller = Literal["reads", "cancels", "breaks", "dawdles"]
@@ -49,25 +53,38 @@ class Plan:
     after: int
     error: type[AgentError] | None
 
+    def __str__(self) -> str:
+        sampling = self.request.sampling
+        return f"{self.request.job} ({len(self.request.prompt)} characters, {sampling}, {self.caller} at {self.after})"
+
 
 def plan(number: int, chance: random.Random) -> Plan:
     words = chance.choice((3, 3, 10, 10, 30, 60))
     prompt, error = " ".join(chance.choices(("ship", "sea", "lamp", "rock", "night"), k=words)), None
-    if chance.random() < 0.04:
-        prompt, error = "lighthouse " * 2 * CONTEXT, ContextLengthError
-    # SmolLM2 puts no token of its own before a prompt, so an empty one has nothing to begin with.
-    elif chance.random() < 0.04:
-        prompt, error = "", BadRequestError
+    output, text = "", ""
+    match chance.randrange(24):
+        case 0:
+            prompt, error = "lighthouse " * 2 * CONTEXT, ContextLengthError
+        case 1:  # SmolLM2 puts no token of its own before a prompt, so an empty one has nothing to begin with
+            prompt, error = "", BadRequestError
+        case 2:
+            output, text, error = "grammar", 'root ::= "ship" nowhere', BadRequestError
+        case 3 | 4:
+            output, text = "grammar", GRAMMAR
+        case 5:
+            output = "json"
     sampling = Sampling(
         max_tokens=chance.choice((1, 2, 3, 5, 10, 20)),
         temperature=chance.choice((0.0, 0.8, 1.5)),
         seed=chance.choice((None, number)),
-        stop=chance.choice(((), (), ("\n",), ("ship", "sea"))),
+        stop=() if output else chance.choice(((), (), ("\n",), ("ship", "sea"))),
+        repeat_penalty=chance.choice((1.0, 1.0, 1.3)),
+        logprobs=chance.choice((-1, -1, -1, 0, 2)),
     )
     peer = chance.choice(PEERS)
     request = InferRequest(
-        job=f"soak-{number}", kind="completion", model="m", prompt=prompt, sampling=sampling,
-        route=(peer,) if peer else (),
+        v=2, job=f"soak-{number}", kind="completion", model="m", prompt=prompt, sampling=sampling, output=output,
+        output_text=text, route=(peer,) if peer else (),
     )  # fmt: skip
     callers: tuple[Caller, ...] = ("reads", "reads", "reads", "reads", "cancels", "cancels", "breaks", "dawdles")
     return Plan(request, chance.choice(callers), chance.choice((0, 0, 1, 3, 8)), error)
@@ -98,20 +115,23 @@ async def run_one(box: EngineBox, job: Plan) -> str:
             return "refused"
         except AgentError as error:
             if job.error is None or not isinstance(error, job.error):
-                raise AssertionError(f"{job} failed") from error
+                raise AssertionError(f"{job} failed: {error!r}") from error
             return type(error).__name__
     if scope.cancelled_caught:
         assert job.caller == "cancels"
         return "cancelled"
     assert job.error is None, f"{job} was answered"
     first, *deltas, last = events
-    assert isinstance(first, Started), job
-    assert isinstance(last, Finished), job
+    assert isinstance(first, Started), str(job)
+    assert isinstance(last, Finished), str(job)
     pieces = [event for event in deltas if isinstance(event, Delta)]
-    assert len(pieces) == len(deltas), job
+    assert len(pieces) == len(deltas), str(job)
     assert sum(piece.tokens for piece in pieces) <= last.completion_tokens <= (job.request.sampling.max_tokens or 0), (
         job
     )
+    if job.request.output_text == GRAMMAR:
+        answer = "".join(piece.text for piece in pieces)
+        assert all(any(option.startswith(word) for option in ("red", "blue")) for word in answer.split()), answer
     return last.reason
 
 
@@ -142,7 +162,7 @@ def test_a_crowd_of_every_kind_leaves_nothing_behind(tmp_path: Path) -> None:
         chance = random.Random(SEED)
         jobs = [plan(number, chance) for number in range(JOBS)]
         outcomes: Counter[str] = Counter()
-        async with engine_box(model_path(), tmp_path, context_tokens=CONTEXT, max_queue=AT_ONCE) as box:
+        async with engine_box(model_path(), tmp_path, context_tokens=CONTEXT, max_queue=QUEUE) as box:
             pid = box.pid
 
             async def worker() -> None:
