@@ -221,6 +221,10 @@ def test_logprobs_are_passed_on_where_they_were_asked_for() -> None:
     assert isinstance(delta, Delta)
     assert delta.tokens == len(delta.logprobs) == 2
     assert delta.logprobs[0].top_logprobs[0].bytes == (97,)
+    entry["top_logprobs"] *= 3
+    delta = read(reader_of(request), piece("ab", choice={"logprobs": {"content": [entry, entry]}}), end())[1]
+    assert isinstance(delta, Delta)
+    assert [len(one.top_logprobs) for one in delta.logprobs] == [1, 1]
     for bad in (
         None,
         [],

@@ -178,7 +178,7 @@ class AnswerReader:
         if self._request.sampling.logprobs < 0 or not isinstance(found, dict):
             return ()
         try:
-            return parse_logprobs(json.dumps(_without_null(found.get("content"))))
+            return parse_logprobs(json.dumps(_in_order(found.get("content"), self._request.sampling.logprobs)))
         except MessageError:
             return ()
 
@@ -233,19 +233,14 @@ class AnswerReader:
         return min(self._context, size // _USUAL_BYTES_PER_TOKEN + _PER_MESSAGE * len(request.messages) + 1)
 
 
-def _without_null(content: object) -> object:
-    """Entries with an empty list of bytes where a server has null: the token's bytes are not known."""
-    if not isinstance(content, list):
-        return []
-    rows = [dict(row) for row in content if isinstance(row, dict)]
+def _in_order(content: object, most: int) -> object:
+    """Entries as `parse_logprobs` reads them: no null for bytes that are not known, and no more tokens than asked for."""
+    rows = [dict(row) for row in content if isinstance(row, dict)] if isinstance(content, list) else []
     for row in rows:
         row["bytes"] = row.get("bytes") or []
-        top = row.get("top_logprobs")
-        row["top_logprobs"] = (
-            [{**one, "bytes": one.get("bytes") or []} for one in top or () if isinstance(one, dict)]
-            if isinstance(top, list)
-            else []
-        )
+        likely = row.get("top_logprobs")
+        likely = likely[:most] if isinstance(likely, list) else []
+        row["top_logprobs"] = [{**one, "bytes": one.get("bytes") or []} for one in likely if isinstance(one, dict)]
     return rows
 
 
