@@ -42,6 +42,7 @@ async def compare(model: str, path: Path, *, rounds: int, at_once: Sequence[int]
             engine_sides.server(path) as server,
             engine_sides.serial(path) as serial,
         ):
+            print(f"  ours has {box.held.slots} slots", flush=True)
             sides = {"ours": ours, "server": server, "serial": serial}
             for side in sides.values():
                 await side(prompts(1, seed=0), 8)

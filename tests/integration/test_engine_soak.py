@@ -28,7 +28,8 @@ SEED: Final = int(os.environ.get("SHOAL_SOAK_SEED", "1"))
 AT_ONCE: Final = 24
 #: So long that this box is never refused, so short that a peer sometimes is.
 QUEUE: Final = 36
-CONTEXT: Final = 512
+SLOTS: Final = 8
+CONTEXT: Final = 256
 #: Seconds for one job with all others beside it, on a machine that has other things to do.
 LIMIT: Final = 120.0
 #: Bytes that a process may grow by once it has seen a quarter of the jobs: allocators keep what they may need again.
@@ -149,10 +150,11 @@ async def as_before(box: EngineBox, pid: int) -> None:
     if found is not None:
         assert (found.running, found.waiting) == (0, 0)
         assert found.cells_used == found.cells_kept, "cells belong to no sequence that runs or is kept"
-    # Whatever the child says: a job that needs every cell there is gets them.
-    asked = completion("sea " * (CONTEXT - 8), max_tokens=4)
-    whole = Plan(asked, "reads", 0, None)
-    assert await run_one(box, whole) in ("length", "stop")
+    # Whatever the child says: jobs that need every cell there is get them.
+    async with trio.open_nursery() as nursery:
+        for number in range(box.held.slots):
+            asked = completion(f"{number} " + "sea " * (CONTEXT - 12), job=f"whole-{number}", max_tokens=4)
+            nursery.start_soon(run_one, box, Plan(asked, "reads", 0, None))
     await box.idle()
     assert box.held.pid == pid, "the process died meanwhile"
 
@@ -162,7 +164,7 @@ def test_a_crowd_of_every_kind_leaves_nothing_behind(tmp_path: Path) -> None:
         chance = random.Random(SEED)
         jobs = [plan(number, chance) for number in range(JOBS)]
         outcomes: Counter[str] = Counter()
-        async with engine_box(model_path(), tmp_path, context_tokens=CONTEXT, max_queue=QUEUE) as box:
+        async with engine_box(model_path(), tmp_path, slots=SLOTS, context_tokens=CONTEXT, max_queue=QUEUE) as box:
             pid = box.pid
 
             async def worker() -> None:
