@@ -6,7 +6,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from agent.engine.context import AbortedError, Context, LostError, NoRoomError
 from agent.engine.inbox import Inbox
@@ -48,7 +48,7 @@ class Batcher:
     """The requests of one model. All of it belongs to one thread; each `step` is one decoding step."""
 
     def __init__(
-        self, model: Model, context: Context, inbox: Inbox, send: Callable[[Up], None], *, cells: int, slots: int,
+        self, model: Model, context: Context, inbox: Inbox[Any], send: Callable[[Up], None], *, cells: int, slots: int,
         sequences: int,
     ) -> None:  # fmt: skip
         self._model = model

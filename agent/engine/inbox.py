@@ -5,16 +5,15 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Collection
+from typing import Generic, TypeVar
 
-from agent.engine.prepare import Prepared
-from agent.engine.protocol import Failed, Stats, Submit, Unload
-
-#: What the decoding thread is handed.
-Item = Prepared | Failed | Stats | Unload
+Item = TypeVar("Item")
 
 
-class Inbox:
-    """Thread-safe. `abort` ends the decoding step that runs; it is called from the reading thread.
+class Inbox(Generic[Item]):
+    """What the decoding thread is handed, and what is to end. Thread-safe.
+
+    `abort` ends the decoding step that runs; it is called from the reading thread.
 
     A cancel that concerns the step that runs ends it, so that a slot is free within milliseconds; the other sequences
     in that step lose it. Where there are others, that happens at most to every other step: somebody who starts and
@@ -32,10 +31,10 @@ class Inbox:
         self._news = False
         self._changed = threading.Condition()
 
-    def announce(self, job: Submit) -> None:
-        """A request has been read, and will come as Prepared or Failed."""
+    def announce(self, id: int) -> None:
+        """A request has been read, and will come as an item."""
         with self._changed:
-            self._known.add(job.id)
+            self._known.add(id)
 
     def put(self, item: Item) -> None:
         """Something for the decoding thread."""
@@ -60,7 +59,7 @@ class Inbox:
             while wait and not self._news:
                 self._changed.wait()
             self._news = False
-            items = list(self._items)
+            items = [*self._items]
             self._items.clear()
             return items
 

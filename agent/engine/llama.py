@@ -46,6 +46,12 @@ class Model:
         #: Whether a sequence's memory is one state that cannot be cut back, as that of recurrent models.
         self.recurrent = bool(ll.llama_model_is_recurrent(self.handle) or ll.llama_model_is_hybrid(self.handle))
         self._bos = ll.llama_vocab_bos(self.vocab)
+        #: The token that ends a text to be embedded: the separator of encoders, the end of text of others.
+        self._end = -1
+        if ll.llama_vocab_get_add_sep(self.vocab):
+            self._end = ll.llama_vocab_sep(self.vocab)
+        elif ll.llama_vocab_get_add_eos(self.vocab):
+            self._end = ll.llama_vocab_eos(self.vocab)
         self._add_bos = bool(ll.llama_vocab_get_add_bos(self.vocab)) and self._bos >= 0
 
     def _log(self, level: int, text: bytes, _: object) -> None:
@@ -85,11 +91,16 @@ class Model:
             if ll.llama_vocab_get_attr(self.vocab, token) & control
         )
 
-    def tokenize(self, spans: Sequence[Span]) -> list[int]:
-        """A prompt's tokens; the token that begins a prompt is there once if the model expects it."""
+    def tokenize(self, spans: Sequence[Span], *, ended: bool = False) -> list[int]:
+        """A prompt's tokens; the token that begins a prompt is there once if the model expects it.
+
+        `ended` adds the token that ends a text, where the model expects one.
+        """
         tokens = [token for span in spans for token in self._tokenize(span.text, special=not span.plain)]
         if self._add_bos and tokens[:1] != [self._bos]:
             tokens.insert(0, self._bos)
+        if ended and self._end >= 0 and tokens and tokens[-1] != self._end:
+            tokens.append(self._end)
         return tokens
 
     def piece(self, token: int) -> bytes:

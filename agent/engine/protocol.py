@@ -97,6 +97,19 @@ class Cancel:
 
 
 @dataclass(frozen=True)
+class Embed:
+    """Turn texts into vectors of length 1; answered by Vectors…, Done, or by Failed with the id.
+
+    `pooling` says how the vectors of a text's tokens become one: as the model was made for (empty), their mean, the
+    first one's or the last one's.
+    """
+
+    id: int
+    texts: tuple[str, ...]
+    pooling: Literal["", "mean", "cls", "last"] = ""
+
+
+@dataclass(frozen=True)
 class Stats:
     """Ask how the engine is; answered by Statistics with the same id."""
 
@@ -150,6 +163,16 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Vectors:
+    """The vectors of some texts of an Embed, from the `first` on: little-endian 32-bit floats, `dimensions` of each."""
+
+    id: int
+    first: int
+    dimensions: int
+    data: bytes
+
+
+@dataclass(frozen=True)
 class Done:
     """A sequence ended; times in milliseconds, prefill and then decode of all tokens.
 
@@ -200,13 +223,15 @@ class Statistics:
     sample_us: int
 
 
-Down = Load | Submit | Cancel | Stats | Unload
-Up = Loaded | Begun | Step | Done | Failed | Statistics
+Down = Load | Submit | Embed | Cancel | Stats | Unload
+Up = Loaded | Begun | Step | Vectors | Done | Failed | Statistics
 Message = Down | Up
 
 _KINDS: Final[Mapping[str, type[Any]]] = {
     "load": Load,
     "submit": Submit,
+    "embed": Embed,
+    "vectors": Vectors,
     "cancel": Cancel,
     "stats": Stats,
     "statistics": Statistics,
@@ -305,6 +330,8 @@ def _checked(message: str, name: str, kind: str, value: Any) -> Any:
         case "int" if _is_int(value):
             return value
         case "str" if isinstance(value, str):
+            return value
+        case "bytes" if isinstance(value, bytes):
             return value
         case "float" if _is_number(value):
             return float(value)

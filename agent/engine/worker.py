@@ -20,11 +20,13 @@ from typing import Final, NoReturn
 from agent.engine.batcher import Batcher, failed
 from agent.engine.chat import Span
 from agent.engine.context import Context
+from agent.engine.embedding import Embedder, Texts, tokenise
 from agent.engine.inbox import Inbox
 from agent.engine.llama import Model
 from agent.engine.prepare import Prepared, Preparer
 from agent.engine.protocol import (
     Cancel,
+    Embed,
     Failed,
     FrameBuffer,
     Load,
@@ -94,19 +96,25 @@ def _read(sock: socket.socket, frames: FrameBuffer, backlog: Sequence[Message], 
             desk.put(message)
 
 
+#: What the decoding thread is handed.
+Item = Prepared | Texts | Failed | Stats | Unload
+
+
 class Desk:
     """Where messages go: cancels straight to the engine, requests to the thread that prepares them."""
 
-    def __init__(self, inbox: Inbox, preparer: Preparer) -> None:
+    def __init__(self, inbox: Inbox[Item], model: Model, context_tokens: int) -> None:
         self._inbox = inbox
-        self._preparer = preparer
-        self._requests: queue.SimpleQueue[Submit | Stats | Unload] = queue.SimpleQueue()
+        self._model = model
+        self._context_tokens = context_tokens
+        self._preparer = Preparer(model, context_tokens)
+        self._requests: queue.SimpleQueue[Submit | Embed | Stats | Unload] = queue.SimpleQueue()
 
     def put(self, message: Message) -> None:
         """Take in a message, in the reading thread."""
         match message:
-            case Submit():
-                self._inbox.announce(message)
+            case Submit() | Embed():
+                self._inbox.announce(message.id)
                 self._requests.put(message)
             case Cancel(id):
                 self._inbox.cancel(id)
@@ -117,22 +125,28 @@ class Desk:
         """Prepare one request after another, in a thread of its own."""
         while True:
             message = self._requests.get()
-            if not isinstance(message, Submit):
-                self._inbox.put(message)
-                continue
             try:
-                self._inbox.put(self._preparer.prepare(message))
+                match message:
+                    case Submit():
+                        self._inbox.put(self._preparer.prepare(message))
+                    case Embed():
+                        self._inbox.put(tokenise(self._model, message, self._context_tokens))
+                    case _:
+                        self._inbox.put(message)
             except AgentError as error:
-                self._inbox.put(failed(message.id, error))
+                if isinstance(message, Submit | Embed):  # nothing else can fail so
+                    self._inbox.put(failed(message.id, error))
 
 
-def run_forever(batcher: Batcher, inbox: Inbox, send: Sender) -> NoReturn:
-    """The engine's own loop, in the main thread."""
+def run_forever(batcher: Batcher, embedder: Embedder, inbox: Inbox[Item], send: Sender) -> NoReturn:
+    """The engine's own loop, in the main thread: steps of sequences and of texts take turns."""
     while True:
-        for item in inbox.take(wait=not batcher.busy):
+        for item in inbox.take(wait=not (batcher.busy or embedder.busy)):
             match item:
                 case Prepared():
                     batcher.add(item)
+                case Texts():
+                    embedder.add(item)
                 case Failed():
                     inbox.over(item.id)
                     send(item)
@@ -141,6 +155,7 @@ def run_forever(batcher: Batcher, inbox: Inbox, send: Sender) -> NoReturn:
                 case Unload():
                     os._exit(0)
         batcher.step()
+        embedder.step(batcher.fail)
 
 
 def _receive(sock: socket.socket) -> bytes:
@@ -200,8 +215,9 @@ def main(fd: int, parent: int) -> None:
         load_ms = _ms(began)
         began = time.perf_counter()
         prefill, decode = probe(model, context)
-        inbox = Inbox(context.abort, context.resume)
-        desk = Desk(inbox, Preparer(model, first.context_tokens))
+        inbox: Inbox[Item] = Inbox(context.abort, context.resume)
+        desk = Desk(inbox, model, first.context_tokens)
+        embedder = Embedder(model, inbox, send, context_tokens=first.context_tokens, threads=first.threads)
         batcher = Batcher(model, context, inbox, send, cells=cells, slots=slots, sequences=sequences)
     except EngineError as error:
         send(failed(-1, error))
@@ -209,7 +225,7 @@ def main(fd: int, parent: int) -> None:
     send(Loaded(first.context_tokens, slots, load_ms, _ms(began), prefill, decode))
     threading.Thread(target=desk.run_forever, daemon=True).start()
     threading.Thread(target=_read, args=(sock, frames, rest, desk), daemon=True).start()
-    run_forever(batcher, inbox, send)
+    run_forever(batcher, embedder, inbox, send)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 
 from agent.engine.inbox import Inbox
-from agent.engine.protocol import Failed, Submit
 
 
 class Step:
@@ -14,9 +13,9 @@ class Step:
     def __init__(self) -> None:
         self.aborts = 0
         self.resumes = 0
-        self.inbox = Inbox(self._abort, self._resume)
+        self.inbox: Inbox[str] = Inbox(self._abort, self._resume)
         for id in (1, 2):
-            self.inbox.announce(Submit(id, "completion", (), "x", "", 0, 0.0, 1.0, 0, ()))
+            self.inbox.announce(id)
 
     def _abort(self) -> None:
         self.aborts += 1
@@ -60,14 +59,13 @@ def test_a_request_that_is_not_in_the_step_leaves_it_alone() -> None:
 
 def test_waiting_ends_with_a_message_or_a_cancel_and_not_again_for_the_same() -> None:
     inbox = Step().inbox
-    failed = Failed(1, "engine", "x", {})
-    inbox.put(failed)
-    assert inbox.take(wait=True) == [failed]
+    inbox.put("a")
+    assert inbox.take(wait=True) == ["a"]
     inbox.cancel(2)
     assert inbox.take(wait=True) == []
     took: list[object] = []
     waiter = threading.Thread(target=lambda: took.extend(inbox.take(wait=True)))
     waiter.start()
-    inbox.put(failed)
+    inbox.put("b")
     waiter.join(5)
-    assert took == [failed]
+    assert took == ["b"]
