@@ -197,7 +197,7 @@ def test_an_answer_is_gone_on_with_where_the_server_can() -> None:
                     await collect(model, chat(prefix="Once upon"))
                     (job,) = fake.jobs()
                     assert job.body["messages"][-1] == {"role": "assistant", "content": "Once upon"}
-                    assert job.body.get("continue_final_message", False) is (kind == "vllm")
+                    assert job.body.get("continue_final_message", False) is (kind != "ollama")
 
     run(scenario)
 

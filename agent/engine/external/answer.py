@@ -234,7 +234,7 @@ class AnswerReader:
 
 
 def _in_order(content: object, most: int) -> object:
-    """Entries as `parse_logprobs` reads them: no null for bytes that are not known, and no more tokens than asked for."""
+    """Entries as `parse_logprobs` reads them: no null for unknown bytes, and no more tokens than were asked for."""
     rows = [dict(row) for row in content if isinstance(row, dict)] if isinstance(content, list) else []
     for row in rows:
         row["bytes"] = row.get("bytes") or []

@@ -105,7 +105,8 @@ def _continue(body: dict[str, Any], prefix: str, kind: Kind) -> None:
     if messages and messages[-1]["role"] == "assistant":
         prefix = messages.pop()["content"] + prefix
     messages.append({"role": "assistant", "content": prefix})
-    if kind == "vllm":
+    if kind in ("vllm", "llama-server"):
+        # llama-server goes on by itself where it is not told, but then (0c1e570) begins with what is there already.
         body["continue_final_message"] = True
         body["add_generation_prompt"] = False
 
