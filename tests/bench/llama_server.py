@@ -76,7 +76,7 @@ def binary() -> Path:
     """
     version = importlib.metadata.version("llama-cpp-python")
     home = cache_dir() / f"llama-server-{version}"
-    config = (_site() / "lib/cmake/ggml/ggml-config.cmake").read_text()
+    config = _recorded_build()
     recorded = re.search(r'GGML_BUILD_COMMIT "([^"]*)"', config)
     commit = recorded[1] if recorded else ""
     options = [*_OPTIONS, *(f"-D{name}={value}" for name, value in sorted(ggml_options(config).items()))]
@@ -97,6 +97,17 @@ def binary() -> Path:
     _build(home, [*options, f"-DLLAMA_BUILD_COMMIT={source_commit[:7]}"])
     stamp.write_text(wanted)
     return found
+
+
+def _recorded_build() -> str:
+    path = _site() / "lib/cmake/ggml/ggml-config.cmake"
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise ServerMissingError(
+            f"llama-cpp-python does not say how it was built ({path}: {error.strerror}): install it with --no-binary"
+            " llama-cpp-python"
+        ) from None
 
 
 def _site() -> Path:
