@@ -6,17 +6,19 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final, Literal
 
 from agent.engine.context import AbortedError, Context, LostError, NoRoomError
 from agent.engine.inbox import Inbox
 from agent.engine.ledger import Ledger
 from agent.engine.llama import Model
-from agent.engine.prefix import Beginning, Kept, Shelf, best_beginning
+from agent.engine.prefix import Beginning, Kept, Shelf, best_beginning, common
 from agent.engine.prepare import Prepared
 from agent.engine.protocol import Begun, Done, Failed, Statistics, Step, Up
 from agent.engine.sampling import Candidates, Sampler
 from agent.engine.schedule import Pace, Running, Slice, plan, to_yield
+from agent.engine.sessions import Sessions
 from agent.engine.text import TextAssembler
 from agent.errors import AgentError, EngineError
 
@@ -49,13 +51,16 @@ class Batcher:
 
     def __init__(
         self, model: Model, context: Context, inbox: Inbox[Any], send: Callable[[Up], None], *, cells: int, slots: int,
-        sequences: int,
+        sequences: int, sessions: Sessions | None = None,
     ) -> None:  # fmt: skip
         self._model = model
         self._context = context
         self._inbox = inbox
         self._send = send
         self._slots = slots
+        self._sessions = sessions
+        #: Conversations that are kept and not on disk yet, by llama.cpp's number.
+        self._unsaved: set[int] = set()
         self._ledger = Ledger(cells)
         self._candidates = Candidates(model.vocab_size)
         self._pace = Pace()
@@ -118,6 +123,19 @@ class Batcher:
         self._take_in(slices, where, (decoded - built) * 1000)
         self._sample_time += time.perf_counter() - decoded
 
+    def save_one(self) -> bool:
+        """Put one conversation that has gone on on disk; False where there is none. For when there is nothing to do."""
+        for kept in self._shelf.all():
+            if kept.seq in self._unsaved:
+                self._save(kept)
+                return True
+        return False
+
+    def _save(self, kept: Kept) -> None:
+        self._unsaved.discard(kept.seq)
+        if self._sessions is not None:
+            self._sessions.save(kept.owner, kept.session, kept.tokens, self._context.state(kept.seq))
+
     def statistics(self, id: int) -> Statistics:
         """How the engine is now."""
         return Statistics(
@@ -151,6 +169,7 @@ class Batcher:
         while self._waiting and len(self._running) < self._slots and not self._held:
             live = self._waiting[0]
             sequence = live.sequence
+            self._restore(live)
             beginning = best_beginning(
                 sequence.tokens,
                 sequence.owner,
@@ -169,10 +188,36 @@ class Batcher:
             self._give_cells(sequence, beginning)
             self._running.append(live)
 
+    def _restore(self, live: _Live) -> None:
+        """Bring what is on disk of a request's conversation into memory, as if it had just ended."""
+        saved, live.request = live.request.saved, replace(live.request, saved=None)
+        if saved is None:
+            return
+        alike = common(saved.tokens, live.sequence.tokens)
+        if alike < (len(saved.tokens) if self._whole_only else len(saved.tokens) // 2):
+            return
+        while (self._ledger.free < len(saved.tokens) or not self._numbers) and (oldest := self._shelf.oldest()):
+            self._give_up(oldest)
+        if self._ledger.free < len(saved.tokens) or not self._numbers:
+            return
+        seq = self._numbers.popleft()
+        if self._context.restore(seq, saved.state):
+            self._ledger.append(seq, len(saved.tokens))
+            self._keep(Kept(seq, live.sequence.owner, list(saved.tokens), live.request.job.session))
+        else:
+            self._context.forget(seq)
+            self._numbers.append(seq)
+
+    def _keep(self, kept: Kept) -> None:
+        self._shelf.put(kept)
+        if self._sessions is not None and kept.session:
+            self._sessions.note_resident(kept.owner, kept.session, here=True)
+
     def _give_cells(self, sequence: Running, beginning: Beginning | None) -> None:
         """Give a sequence llama.cpp's number and, where there is one, the beginning that it shares with another."""
         if beginning is not None and beginning.kept is not None:
             self._shelf.take(beginning.seq)
+            self._unsaved.discard(beginning.seq)
             sequence.seq = beginning.seq
             if beginning.length < len(beginning.kept.tokens) and not self._context.forget(
                 sequence.seq, beginning.length
@@ -197,6 +242,10 @@ class Batcher:
 
     def _give_up(self, kept: Kept) -> None:
         self._shelf.take(kept.seq)
+        if kept.seq in self._unsaved:
+            self._save(kept)
+        if self._sessions is not None and kept.session:
+            self._sessions.note_resident(kept.owner, kept.session, here=False)
         self._context.forget(kept.seq)
         self._ledger.drop(kept.seq)
         self._numbers.append(kept.seq)
@@ -212,7 +261,10 @@ class Batcher:
         if sequence.seq >= 0:
             if error is None and sequence.decoded:
                 tokens = sequence.tokens[: sequence.decoded]
-                self._shelf.put(Kept(sequence.seq, sequence.owner, tokens, live.request.job.session))
+                session = live.request.job.session
+                self._keep(Kept(sequence.seq, sequence.owner, tokens, session))
+                if session and self._sessions is not None:
+                    self._unsaved.add(sequence.seq)
             else:
                 self._give_up(Kept(sequence.seq, sequence.owner, ()))
         self._held = False

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from agent.engine.chat import ChatTemplate, Shield
 from agent.engine.llama import Model
 from agent.engine.protocol import Submit
+from agent.engine.sessions import Saved, Sessions
 from agent.engine.structure.enforce import Enforcer, Vocabulary
 from agent.engine.structure.grammar import grammar_for
 from agent.engine.structure.prompt import build
@@ -20,7 +21,8 @@ from agent.engine.structure.prompt import build
 class Prepared:
     """A request that fits: its prompt, how many new tokens it may have, and how many of the prompt's were left out.
 
-    `enforcer` keeps the answer to its grammar; it has a state, and serves this request alone.
+    `enforcer` keeps the answer to its grammar; it has a state, and serves this request alone. `saved` is what is on
+    disk of its conversation.
     """
 
     job: Submit
@@ -28,13 +30,15 @@ class Prepared:
     limit: int
     cut: int = 0
     enforcer: Enforcer | None = None
+    saved: Saved | None = None
 
 
 class Preparer:
     """Prepares requests for one model; sequences have at most `context_tokens` tokens."""
 
-    def __init__(self, model: Model, context_tokens: int) -> None:
+    def __init__(self, model: Model, context_tokens: int, sessions: Sessions | None = None) -> None:
         self._model = model
+        self._sessions = sessions
         self._context_tokens = context_tokens
         self._control = model.control_texts()
         self._template = ChatTemplate(
@@ -48,7 +52,8 @@ class Preparer:
         enforcer = Enforcer(grammar, self._words(), job.prefix) if grammar else None
         prompt = build(job, self._template, lambda: Shield(self._control), self._model.tokenize, self._context_tokens)
         limit = self._context_tokens - len(prompt.tokens)
-        return Prepared(job, prompt.tokens, min(limit, job.max_tokens or limit), prompt.cut_tokens, enforcer)
+        saved = self._sessions.load(job.owner, job.session) if self._sessions and job.session else None
+        return Prepared(job, prompt.tokens, min(limit, job.max_tokens or limit), prompt.cut_tokens, enforcer, saved)
 
     def _words(self) -> Vocabulary:
         """All texts of the vocabulary: a second's work for a large one, done when the first grammar comes."""

@@ -37,7 +37,8 @@ class Load:
 
     `slots` sequences share one cache of `cells` tokens (0: `context_tokens`), and one of them may use at most
     `context_tokens` of it. `batch` is how many tokens one decoding step may take in. `embeddings` 1 opens the model to
-    give vectors and no text.
+    give vectors and no text. Conversations that have a name are kept in the folder `sessions`, in at most
+    `session_bytes`; none are where it is empty.
     """
 
     path: str
@@ -48,6 +49,8 @@ class Load:
     cells: int = 0
     batch: int = 512
     embeddings: int = 0
+    sessions: str = ""
+    session_bytes: int = 0
 
 
 @dataclass(frozen=True)

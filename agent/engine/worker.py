@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
+import llama_cpp
+
 from agent.engine.batcher import Batcher, failed
 from agent.engine.chat import Span
 from agent.engine.context import Context
@@ -40,6 +42,7 @@ from agent.engine.protocol import (
     encode,
 )
 from agent.engine.schedule import Running, Slice
+from agent.engine.sessions import Sessions
 from agent.errors import AgentError, EngineError
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -103,11 +106,11 @@ Item = Prepared | Texts | Failed | Stats | Unload
 class Desk:
     """Where messages go: cancels straight to the engine, requests to the thread that prepares them."""
 
-    def __init__(self, inbox: Inbox[Item], model: Model, context_tokens: int) -> None:
+    def __init__(self, inbox: Inbox[Item], model: Model, context_tokens: int, sessions: Sessions | None) -> None:
         self._inbox = inbox
         self._model = model
         self._context_tokens = context_tokens
-        self._preparer = Preparer(model, context_tokens)
+        self._preparer = Preparer(model, context_tokens, sessions)
         self._requests: queue.SimpleQueue[Submit | Embed | Stats | Unload] = queue.SimpleQueue()
 
     def put(self, message: Message) -> None:
@@ -141,7 +144,9 @@ class Desk:
 def run_forever(batcher: Batcher, embedder: Embedder, inbox: Inbox[Item], send: Sender) -> NoReturn:
     """The engine's own loop, in the main thread: steps of sequences and of texts take turns."""
     while True:
-        for item in inbox.take(wait=not (batcher.busy or embedder.busy)):
+        busy = batcher.busy or embedder.busy
+        # With nothing else to do, conversations that have gone on are put on disk.
+        for item in inbox.take(wait=not (busy or batcher.save_one())):
             match item:
                 case Prepared():
                     batcher.add(item)
@@ -192,6 +197,16 @@ def _bind_to_parent(parent: int) -> None:
         sys.stderr.write(f"oom_score_adj stays as it is: {error}\n")
 
 
+def _sessions(load: Load) -> Sessions | None:
+    if not load.sessions or load.session_bytes <= 0:
+        return None
+    try:
+        return Sessions(Path(load.sessions), load.session_bytes, f"llama-cpp-python {llama_cpp.__version__}")
+    except OSError as error:
+        sys.stderr.write(f"conversations are not kept: {load.sessions}: {error.strerror}\n")
+        return None
+
+
 def main(fd: int, parent: int) -> None:
     """Load the model that the first message names, then run requests until the process is ended."""
     _bind_to_parent(parent)
@@ -216,9 +231,10 @@ def main(fd: int, parent: int) -> None:
         began = time.perf_counter()
         prefill, decode = probe(model, context)
         inbox: Inbox[Item] = Inbox(context.abort, context.resume)
-        desk = Desk(inbox, model, first.context_tokens)
+        sessions = _sessions(first)
+        desk = Desk(inbox, model, first.context_tokens, sessions)
         embedder = Embedder(model, inbox, send, context_tokens=first.context_tokens, threads=first.threads)
-        batcher = Batcher(model, context, inbox, send, cells=cells, slots=slots, sequences=sequences)
+        batcher = Batcher(model, context, inbox, send, cells=cells, slots=slots, sequences=sequences, sessions=sessions)
     except EngineError as error:
         send(failed(-1, error))
         sys.exit(1)
