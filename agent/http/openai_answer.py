@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from agent.engine.structure.calls import CallParser, Piece, Text
 from agent.http.errors import Problem
 from agent.http.exchange import Exchange
-from agent.http.openai_schema import Kind
+from agent.http.openai_pieces import chat_logprobs, completion_logprobs, delta_of, message_of
+from agent.http.openai_schema import Asked
 from agent.http.sse import DONE, event, header_text
 from agent.jobs.job import JobEvent, Resumed, Routed
-from fleet.net.messages import Delta, Finished
+from fleet.net.messages import Delta, Finished, TokenLogprob
 
 
 class _Answer:
     """What both forms share: who serves, and the fields of every object."""
 
-    def __init__(self, exchange: Exchange, kind: Kind, job: str) -> None:
+    def __init__(self, exchange: Exchange, asked: Asked) -> None:
         self._exchange = exchange
-        self._chat = kind == "chat"
-        self._id = ("chatcmpl-" if self._chat else "cmpl-") + job.removeprefix("job-")
+        self._chat = asked.kind == "chat"
+        self._id = ("chatcmpl-" if self._chat else "cmpl-") + asked.job.request.job.removeprefix("job-")
         self._created = int(time.time())
         self._routed: Routed | None = None
+        self._calls = CallParser(asked.functions) if asked.functions else None
+        #: Probabilities that have not been sent, and where the text of the first of them begins.
+        self._likely: list[TokenLogprob] = []
+        self._offset = 0
         #: The end of the answer is on its way; the server reports the exchange as closed after that, as it should.
         self.done = False
 
@@ -42,9 +48,23 @@ class _Answer:
             "choices": choices,
         }
 
+    def _logprobs(self) -> dict[str, object] | None:
+        """What came of probabilities and has not been sent."""
+        tokens, self._likely = self._likely, []
+        if not tokens:
+            return None
+        offset, self._offset = self._offset, self._offset + sum(len(one.token) for one in tokens)
+        return chat_logprobs(tokens) if self._chat else completion_logprobs(tokens, offset)
+
+    def _reason(self, finished: Finished) -> str:
+        called = self._calls is not None and self._calls.called
+        return "tool_calls" if called and finished.reason == "stop" else finished.reason
+
     def _served_headers(self) -> list[tuple[str, str]]:
         served = self._served()
+        cut = f"tokens={served.cut_tokens}; messages={served.cut_messages}"
         return [
+            *([("x-shoal-truncated", cut)] if served.cut_tokens or served.cut_messages else []),
             ("x-shoal-served-by", header_text(served.name, 128)),
             ("x-shoal-served-by-id", header_text(served.peer_id, 128)),
             ("x-shoal-model", header_text(served.model, 256)),
@@ -53,7 +73,9 @@ class _Answer:
 
     def _served_facts(self) -> dict[str, object]:
         served = self._served()
+        cut = {"tokens": served.cut_tokens, "messages": served.cut_messages}
         return {
+            **({"truncated": cut} if served.cut_tokens or served.cut_messages else {}),
             "served_by": served.name,
             "peer_id": served.peer_id,
             "local": served.local,
@@ -65,8 +87,8 @@ class _Answer:
 class WholeAnswer(_Answer):
     """Collects the text and sends one JSON body at the end."""
 
-    def __init__(self, exchange: Exchange, kind: Kind, job: str) -> None:
-        super().__init__(exchange, kind, job)
+    def __init__(self, exchange: Exchange, asked: Asked) -> None:
+        super().__init__(exchange, asked)
         self._texts: list[str] = []
         self._resumed_from: list[str] = []
 
@@ -80,6 +102,7 @@ class WholeAnswer(_Answer):
                 self._resumed_from.append(event.from_name)
             case Delta():
                 self._texts.append(event.text)
+                self._likely += event.logprobs
             case Finished():
                 self.done = True
                 await self._send(event)
@@ -95,10 +118,13 @@ class WholeAnswer(_Answer):
         text = "".join(self._texts)
         choice: dict[str, object] = {"index": 0}
         if self._chat:
-            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+            pieces: Sequence[Piece] = [Text(text)]
+            if self._calls is not None:
+                pieces = [*self._calls.push(text), *self._calls.finish()]
+            choice["message"] = message_of(pieces)
         else:
             choice["text"] = text
-        choice |= {"logprobs": None, "finish_reason": finished.reason}
+        choice |= {"logprobs": self._logprobs(), "finish_reason": self._reason(finished)}
         body = self._object("chat.completion" if self._chat else "text_completion", [choice])
         body["usage"] = _usage(finished)
         resumed = {"resumed_from": self._resumed_from} if self._resumed_from else {}
@@ -109,9 +135,9 @@ class WholeAnswer(_Answer):
 class StreamAnswer(_Answer):
     """Sends every event as it comes. The status goes out with Routed, so an error before it has one of its own."""
 
-    def __init__(self, exchange: Exchange, kind: Kind, job: str, *, include_usage: bool) -> None:
-        super().__init__(exchange, kind, job)
-        self._include_usage = include_usage
+    def __init__(self, exchange: Exchange, asked: Asked) -> None:
+        super().__init__(exchange, asked)
+        self._include_usage = asked.include_usage
         self._name = "chat.completion.chunk" if self._chat else "text_completion"
 
     async def emit(self, event: JobEvent) -> None:
@@ -119,18 +145,23 @@ class StreamAnswer(_Answer):
         match event:
             case Delta():
                 # A token can end within a character: its text comes with the next one.
-                if event.text:
-                    await self._exchange.write(self._chunk(event.text))
+                if event.logprobs:
+                    self._likely += event.logprobs
+                if self._calls is not None:
+                    if chunks := self._pieces(self._calls.push(event.text)):
+                        await self._exchange.write(chunks)
+                elif event.text:
+                    await self._exchange.write(self._chunk({"content": event.text}))
             case Routed():
                 self._routed = event
                 headers = [*self._served_headers(), ("cache-control", "no-cache"), ("x-accel-buffering", "no")]
                 await self._exchange.start(200, "text/event-stream; charset=utf-8", headers)
-                first = self._chunk("", role="assistant", shoal=self._served_facts())
+                first = self._chunk({"role": "assistant", "content": ""}, shoal=self._served_facts())
                 await self._exchange.write(first)
             case Resumed():
                 self._routed = event.routed
                 note = {"resumed_from": event.from_name, **self._served_facts()}
-                await self._exchange.write(self._chunk(None, shoal=note))
+                await self._exchange.write(self._chunk({}, shoal=note))
             case Finished():
                 await self._finish(event)
 
@@ -142,31 +173,29 @@ class StreamAnswer(_Answer):
             await self._exchange.refuse(problem)
 
     async def _finish(self, finished: Finished) -> None:
-        last = self._chunk(None, finish_reason=finished.reason, shoal=_times(finished))
+        last = self._pieces(self._calls.finish()) if self._calls is not None else b""
+        last += self._chunk({}, finish_reason=self._reason(finished), shoal=_times(finished))
         if self._include_usage:
             last += event({**self._object(self._name, []), "usage": _usage(finished)})
         self.done = True
         await self._exchange.end(last + DONE)
 
+    def _pieces(self, pieces: Sequence[Piece]) -> bytes:
+        return b"".join(self._chunk(delta_of(piece)) for piece in pieces)
+
     def _chunk(
         self,
-        text: str | None,
+        delta: Mapping[str, object],
         *,
-        role: str | None = None,
         finish_reason: str | None = None,
         shoal: Mapping[str, object] | None = None,
     ) -> bytes:
         choice: dict[str, object] = {"index": 0}
         if self._chat:
-            delta: dict[str, object] = {}
-            if role is not None:
-                delta["role"] = role
-            if text is not None:
-                delta["content"] = text
             choice["delta"] = delta
         else:
-            choice["text"] = text or ""
-        choice |= {"logprobs": None, "finish_reason": finish_reason}
+            choice["text"] = delta.get("content", "")
+        choice |= {"logprobs": self._logprobs() if self._likely else None, "finish_reason": finish_reason}
         chunk: dict[str, Any] = self._object(self._name, [choice])
         if self._include_usage:
             chunk["usage"] = None

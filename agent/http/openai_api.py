@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
+from typing import Final
 
 import structlog
 import trio
@@ -15,6 +16,9 @@ from agent.http.exchange import Exchange
 from agent.http.openai_answer import StreamAnswer, WholeAnswer
 from agent.http.openai_schema import Asked, parse_chat, parse_completion
 from agent.http.services import ModelListing, Services
+
+#: Bytes of a body past which it is understood in a thread: a schema or a grammar of this size takes milliseconds.
+PARSE_APART: Final = 4 * 1024
 
 log = structlog.get_logger("shoal.http")
 
@@ -62,11 +66,13 @@ class OpenAIApi:
         job = new_job_id()
         exchange.job = job
         exchange.headers.append(("x-shoal-job", job))
-        asked = parse(await exchange.body(), exchange.header, job)
-        if asked.stream:
-            await self._run(asked, exchange, StreamAnswer(exchange, asked.kind, job, include_usage=asked.include_usage))
+        body = await exchange.body()
+        if len(body) > PARSE_APART:
+            asked = await trio.to_thread.run_sync(parse, body, exchange.header, job)
         else:
-            await self._run(asked, exchange, WholeAnswer(exchange, asked.kind, job))
+            asked = parse(body, exchange.header, job)
+        answer = StreamAnswer(exchange, asked) if asked.stream else WholeAnswer(exchange, asked)
+        await self._run(asked, exchange, answer)
 
     async def _run(self, asked: Asked, exchange: Exchange, answer: WholeAnswer | StreamAnswer) -> None:
         """Run the job until its answer is complete, or the client has gone, which cancels it wherever it runs."""
@@ -110,6 +116,7 @@ def _model(listing: ModelListing) -> dict[str, object]:
                     "local": holder.local,
                     "state": holder.state,
                     "decode_rate": holder.decode_rate,
+                    **({"engine": holder.engine, "url": holder.url} if holder.engine else {}),
                 }
                 for holder in listing.holders
             ],

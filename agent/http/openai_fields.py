@@ -23,14 +23,10 @@ def _one_of(*values: object) -> Neutral:
     return lambda value: any(value == v and isinstance(value, bool) == isinstance(v, bool) for v in values)
 
 
-_ZERO: Final = _one_of(0, 0.0)
 _EMPTY: Final = _one_of([], {}, "")
 
 _BOTH: Final[Mapping[str, Neutral]] = {
-    "frequency_penalty": _ZERO,
-    "logit_bias": _EMPTY,
     "n": _one_of(1),
-    "presence_penalty": _ZERO,
     "user": _anything,
 }
 
@@ -40,33 +36,26 @@ CHAT: Final[Mapping[str, Neutral]] = {
     "audio": _EMPTY,
     "function_call": _one_of("none", "auto"),
     "functions": _EMPTY,
-    "logprobs": _one_of(False),
     "metadata": _anything,
     "modalities": _one_of(["text"]),
     "moderation": _EMPTY,
-    "parallel_tool_calls": _anything,
     "prediction": _EMPTY,
     "prompt_cache_key": _anything,
     "prompt_cache_options": _anything,
     "prompt_cache_retention": _anything,
     "reasoning_effort": _one_of("none"),
-    "response_format": _one_of({"type": "text"}),
     "safety_identifier": _anything,
     "service_tier": _one_of("auto", "default"),
     "store": _one_of(False),
-    "tool_choice": _one_of("none", "auto"),
-    "tools": _EMPTY,
-    "top_logprobs": _ZERO,
     "verbosity": _one_of("medium"),
     "web_search_options": lambda _: False,
 }
 
-#: Fields of /v1/completions. `logprobs` 0 asks for the chosen token's, so only null asks for nothing.
+#: Fields of /v1/completions.
 COMPLETION: Final[Mapping[str, Neutral]] = {
     **_BOTH,
     "best_of": _one_of(1),
     "echo": _one_of(False),
-    "logprobs": lambda _: False,
     "suffix": _EMPTY,
 }
 
@@ -75,11 +64,8 @@ MESSAGE: Final[Mapping[str, Neutral]] = {
     "annotations": _EMPTY,
     "audio": _EMPTY,
     "function_call": _EMPTY,
-    "name": _EMPTY,
     "reasoning_content": _EMPTY,
     "refusal": _EMPTY,
-    "tool_call_id": _EMPTY,
-    "tool_calls": _EMPTY,
 }
 
 

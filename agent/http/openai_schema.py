@@ -20,6 +20,7 @@ from agent.errors import BadRequestError
 from agent.http import openai_fields
 from agent.http.exchange import text_of
 from agent.http.openai_fields import supported_only
+from agent.http.openai_structure import Form, biases_of, calls_of, form_of
 from agent.jobs.job import POLICIES, Job, OnInterrupt
 from agent.routing.decide import Policy
 from fleet.net.messages import (
@@ -27,6 +28,7 @@ from fleet.net.messages import (
     MAX_MODEL_NAME,
     MAX_PROMPT_BYTES,
     MAX_STOPS,
+    MAX_TOP_LOGPROBS,
     ChatMessage,
     InferRequest,
     Sampling,
@@ -38,6 +40,8 @@ Kind = Literal["chat", "completion"]
 COMPLETION_MAX_TOKENS: Final = 16
 #: The range of explicit seeds: 2**32 - 1 itself is llama.cpp's "choose one at random".
 SEEDS: Final = (1 << 32) - 1
+#: What the first version of jobs knew of sampling.
+_SAMPLING_OF_1: Final = ("max_tokens", "temperature", "top_p", "seed", "stop")
 #: top_p 0 means the most likely token alone; the sampler needs a number above 0 for that.
 LEAST_TOP_P: Final = 1e-6
 
@@ -47,12 +51,13 @@ _TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{
 
 @dataclass(frozen=True)
 class Asked:
-    """A request that has been understood: the job, and how the answer is to be sent."""
+    """A request that has been understood: the job, how the answer is to be sent, and what it may call."""
 
     job: Job
     kind: Kind
     stream: bool
     include_usage: bool
+    functions: tuple[str, ...] = ()
 
 
 class _Model(BaseModel):
@@ -76,6 +81,14 @@ class _Request(_Model):
     top_p: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
     seed: int | None = None
     stop: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field(default=[], max_length=MAX_STOPS)
+    top_k: int = Field(default=40, ge=-1, le=1 << 20)
+    min_p: float = Field(default=0.05, ge=0, le=1, allow_inf_nan=False)
+    repeat_penalty: float = Field(default=1.0, gt=0, le=10, allow_inf_nan=False)
+    presence_penalty: float = Field(default=0.0, ge=-2, le=2, allow_inf_nan=False)
+    frequency_penalty: float = Field(default=0.0, ge=-2, le=2, allow_inf_nan=False)
+    logit_bias: dict[str, Any] = {}
+    response_format: dict[str, Any] | None = None
+    grammar: str | None = None
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -86,15 +99,11 @@ class _Request(_Model):
 class Message(_Model):
     """One turn of a chat. Text parts are joined by a line break."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str
-
-    @field_validator("role", mode="before")
-    @classmethod
-    def _no_tools(cls, value: object) -> object:
-        if value in ("tool", "function"):
-            raise PydanticCustomError("unsupported", "tools are not supported, so there are no messages from them")
-        return value
+    name: str = Field(default="", max_length=64)
+    tool_call_id: str = Field(default="", max_length=128)
+    tool_calls: list[Any] = []
 
     @field_validator("content", mode="before")
     @classmethod
@@ -123,12 +132,19 @@ class ChatRequest(_Request):
 
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(default=None, ge=1, le=1 << 30)
+    logprobs: bool = False
+    top_logprobs: int = Field(default=0, ge=0, le=MAX_TOP_LOGPROBS)
+    tools: list[Any] = []
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    truncate: Literal["none", "oldest", "middle"] = "none"
 
 
 class CompletionRequest(_Request):
     """Body of POST /v1/completions."""
 
     prompt: str = Field(min_length=1)
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
 
     @field_validator("prompt", mode="before")
     @classmethod
@@ -147,8 +163,15 @@ def parse_chat(body: bytes, header: Callable[[str], str | None], job_id: str) ->
     if isinstance(messages, list) and len(messages) <= MAX_MESSAGES:
         fields["messages"] = [_message_fields(index, message) for index, message in enumerate(messages)]
     request = _validate(ChatRequest, fields)
-    if sum(len(message.content.encode()) for message in request.messages) > MAX_PROMPT_BYTES:
+    said = [_said(index, message) for index, message in enumerate(request.messages)]
+    texts = [message.content for message in said] + [call.arguments for one in said for call in one.tool_calls]
+    if sum(len(text.encode()) for text in texts) > MAX_PROMPT_BYTES:
         raise _prompt_too_long("messages")
+    if request.top_logprobs and not request.logprobs:
+        raise BadRequestError("top_logprobs: needs logprobs: true", details={"param": "top_logprobs"})
+    form = form_of(
+        request.response_format, request.grammar, request.tools, request.tool_choice, request.parallel_tool_calls
+    )
     ask = request.max_completion_tokens
     if ask is not None and request.max_tokens not in (None, ask):
         raise BadRequestError(
@@ -158,11 +181,17 @@ def parse_chat(body: bytes, header: Callable[[str], str | None], job_id: str) ->
         job=job_id,
         kind="chat",
         model=request.model,
-        messages=tuple(ChatMessage(role=message.role, content=message.content) for message in request.messages),
-        sampling=_sampling(request, ask if ask is not None else request.max_tokens),
+        messages=tuple(said),
+        sampling=_sampling(
+            request,
+            ask if ask is not None else request.max_tokens,
+            request.top_logprobs if request.logprobs else -1,
+        ),
+        truncate="" if request.truncate == "none" else request.truncate,
         traceparent=traceparent_of(header("traceparent")),
+        **_form_fields(form),
     )
-    return _asked(request, infer, header)
+    return _asked(request, infer, header, form.names)
 
 
 def parse_completion(body: bytes, header: Callable[[str], str | None], job_id: str) -> Asked:
@@ -176,8 +205,13 @@ def parse_completion(body: bytes, header: Callable[[str], str | None], job_id: s
         kind="completion",
         model=request.model,
         prompt=request.prompt,
-        sampling=_sampling(request, request.max_tokens or COMPLETION_MAX_TOKENS),
+        sampling=_sampling(
+            request,
+            request.max_tokens or COMPLETION_MAX_TOKENS,
+            -1 if request.logprobs is None else request.logprobs,
+        ),
         traceparent=traceparent_of(header("traceparent")),
+        **_form_fields(form_of(request.response_format, request.grammar)),
     )
     return _asked(request, infer, header)
 
@@ -194,13 +228,58 @@ def traceparent_of(header: str | None) -> str | None:
     return header if header is not None and _TRACEPARENT.fullmatch(header) else None
 
 
-def _asked(request: _Request, infer: InferRequest, header: Callable[[str], str | None]) -> Asked:
+def _said(index: int, message: Message) -> ChatMessage:
+    where = f"messages.{index}"
+    if message.role == "tool" and not message.tool_call_id:
+        raise BadRequestError(
+            f"{where}.tool_call_id is required in a message of a tool", details={"param": f"{where}.tool_call_id"}
+        )
+    for name, role in (("tool_call_id", "tool"), ("tool_calls", "assistant")):
+        if getattr(message, name) and message.role != role:
+            raise BadRequestError(
+                f"{where}.{name}: only a message of the role {role} has it", details={"param": f"{where}.{name}"}
+            )
+    return ChatMessage(
+        role=message.role,
+        content=message.content,
+        name=message.name,
+        tool_call_id=message.tool_call_id,
+        tool_calls=calls_of(message.tool_calls, f"{where}.tool_calls"),
+    )
+
+
+def _form_fields(form: Form) -> dict[str, Any]:
+    return {
+        "output": form.output,
+        "output_text": form.output_text,
+        "tools": form.tools,
+        "tool_choice": form.tool_choice,
+    }
+
+
+def _of_version_2(infer: InferRequest) -> bool:
+    """Whether a job uses a field that boxes of the first version would pass over."""
+    plain = Sampling(**{name: getattr(infer.sampling, name) for name in _SAMPLING_OF_1})
+    return bool(
+        infer.output
+        or infer.tools
+        or infer.truncate
+        or infer.sampling != plain
+        or any(one.name or one.tool_call_id or one.tool_calls or one.role == "tool" for one in infer.messages)
+    )
+
+
+def _asked(
+    request: _Request, infer: InferRequest, header: Callable[[str], str | None], functions: tuple[str, ...] = ()
+) -> Asked:
+    if _of_version_2(infer):
+        infer = infer.model_copy(update={"v": 2})
     if request.stream_options is not None and not request.stream:
         raise BadRequestError("stream_options is only allowed when stream is true", details={"param": "stream_options"})
     policy: Policy = _choice(header, "X-Shoal-Offload", POLICIES, "prefer")
     on_interrupt: OnInterrupt = _choice(header, "X-Shoal-On-Interrupt", ON_INTERRUPT, "error")
     usage = request.stream_options is not None and request.stream_options.include_usage
-    return Asked(Job(infer, policy, on_interrupt), infer.kind, request.stream, usage)
+    return Asked(Job(infer, policy, on_interrupt), infer.kind, request.stream, usage, functions)
 
 
 C = TypeVar("C", bound=str)
@@ -267,8 +346,18 @@ def _validate(kind: type[M], fields: Mapping[str, object]) -> M:
     raise BadRequestError(f"{param}: {_IN_JSON.get(first['type'], first['msg'])}", details={"param": param})
 
 
-def _sampling(request: _Request, max_tokens: int | None) -> Sampling:
-    chosen: dict[str, Any] = {"max_tokens": max_tokens, "stop": tuple(request.stop)}
+def _sampling(request: _Request, max_tokens: int | None, logprobs: int) -> Sampling:
+    chosen: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "stop": tuple(request.stop),
+        "top_k": max(request.top_k, 0),
+        "min_p": request.min_p,
+        "repeat_penalty": request.repeat_penalty,
+        "presence_penalty": request.presence_penalty,
+        "frequency_penalty": request.frequency_penalty,
+        "logit_bias": biases_of(request.logit_bias),
+        "logprobs": logprobs,
+    }
     if request.temperature is not None:
         chosen["temperature"] = request.temperature
     if request.top_p is not None:

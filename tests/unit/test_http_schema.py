@@ -29,6 +29,8 @@ from fleet.net.messages import MAX_PROMPT_BYTES, Sampling
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 COMPLETION = {"model": "m", "prompt": "once"}
+TOOL: Any = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+CALL: Any = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
 
 
 def chat(headers: Mapping[str, str] | None = None, **fields: Any) -> Asked:
@@ -60,6 +62,54 @@ def test_sampling_fields_are_passed_on() -> None:
     assert chat(stop="x").job.request.sampling.stop == ("x",)
     assert chat(max_completion_tokens=9).job.request.sampling.max_tokens == 9
     assert chat(max_completion_tokens=9, max_tokens=9).job.request.sampling.max_tokens == 9
+
+
+def test_what_the_first_version_of_jobs_does_not_know_makes_a_job_of_the_second() -> None:
+    assert chat(temperature=0, stop="x", seed=4).job.request.v == 1
+    for fields in (
+        {"top_k": 5}, {"logprobs": True}, {"logit_bias": {"5": 1}}, {"grammar": 'root ::= "a"'}, {"tools": [TOOL]},
+        {"truncate": "oldest"}, {"messages": [{"role": "user", "content": "x", "name": "eve"}]},
+    ):  # fmt: skip
+        assert chat(**fields).job.request.v == 2, fields
+    assert completion(min_p=0).job.request.v == 2
+
+
+def test_the_form_of_an_answer_is_passed_on() -> None:
+    schema = {"type": "object", "properties": {"b": {"type": "string"}, "a": {"type": "string"}}}
+    openai_form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+    for form in (openai_form, {"type": "json_object", "schema": schema}):
+        request = chat(response_format=form).job.request
+        assert (request.output, json.loads(request.output_text)) == ("schema", schema)
+        assert list(json.loads(request.output_text)["properties"]) == ["b", "a"]
+    assert chat(response_format={"type": "json_object"}).job.request.output == "json"
+    request = completion(grammar='root ::= "a"').job.request
+    assert (request.output, request.output_text) == ("grammar", 'root ::= "a"')
+    asked = chat(tools=[TOOL], tool_choice={"type": "function", "function": {"name": "add"}}, parallel_tool_calls=False)
+    assert (asked.functions, asked.job.request.tool_choice) == (("add",), "add")
+    assert json.loads(asked.job.request.tools)[0]["function"]["name"] == "add"
+    assert chat(tools=[TOOL], tool_choice="none").functions == ()
+    assert chat(tools=[TOOL]).functions == ("add",)
+    assert chat(truncate="middle").job.request.truncate == "middle"
+
+
+def test_calls_and_their_results_are_passed_on() -> None:
+    turns = [{"role": "assistant", "content": None, "tool_calls": [CALL]}]
+    turns += [{"role": "tool", "content": "3", "tool_call_id": "c1", "name": "add"}]
+    call, result = chat(messages=turns).job.request.messages
+    assert call.tool_calls[0].model_dump() == {"id": "c1", "name": "add", "arguments": "{}"}
+    assert (result.content, result.tool_call_id, result.name) == ("3", "c1", "add")
+
+
+def test_the_sampling_of_llama_server_is_passed_on() -> None:
+    sampling = chat(
+        top_k=-1, min_p=0, repeat_penalty=1.1, presence_penalty=-2, frequency_penalty=2, logit_bias={"7": -100},
+        logprobs=True, top_logprobs=3,
+    ).job.request.sampling  # fmt: skip
+    assert (sampling.top_k, sampling.min_p, sampling.repeat_penalty) == (0, 0, 1.1)
+    assert (sampling.presence_penalty, sampling.frequency_penalty) == (-2, 2)
+    assert (sampling.logit_bias, sampling.logprobs) == (((7, -100.0),), 3)
+    assert chat(logprobs=True).job.request.sampling.logprobs == 0
+    assert completion(logprobs=0).job.request.sampling.logprobs == 0
 
 
 def test_null_is_the_same_as_absent() -> None:
@@ -94,11 +144,17 @@ def test_an_answer_of_the_api_can_be_sent_back_as_history() -> None:
         ({"messages": "hi"}, "messages"),
         ({"messages": ["hi"]}, "messages.0"),
         ({"messages": [{"role": "user"}]}, "messages.0.content"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.tool_call_id"),
+        ({"messages": [{"role": "user", "content": "x", "tool_call_id": "c"}]}, "messages.0.tool_call_id"),
+        ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]}, "messages.0.tool_calls"),
+        ({"messages": [{"role": "assistant", "tool_calls": ["x"]}]}, "messages.0.tool_calls.0"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{**CALL, "id": 5}]}]}, "messages.0.tool_calls.0.id"),
+        ({"messages": [{"role": "assistant", "tool_calls": [CALL] * 129}]}, "messages.0.tool_calls"),
+        ({"messages": [{"role": "function", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "king", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content"),
-        ({"messages": [{"role": "user", "content": "x", "name": "eve"}]}, "messages.0.name"),
+        ({"messages": [{"role": "user", "content": "x", "name": "e" * 65}]}, "messages.0.name"),
         ({"messages": [{"role": "user", "content": "x", "colour": 1}]}, "messages.0.colour"),
         ({"messages": [CHAT["messages"][0]] * 1025}, "messages"),
         ({"temperature": 2.1}, "temperature"),
@@ -115,13 +171,53 @@ def test_an_answer_of_the_api_can_be_sent_back_as_history() -> None:
         ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
         ({"n": 2}, "n"),
         ({"n": True}, "n"),
-        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "function"}]}, "tools.0"),
+        ({"tools": [{**TOOL, "type": "code"}]}, "tools.0.type"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
+        ({"tools": [{"type": "function", "function": {"name": "a", "colour": 1}}]}, "tools.0.function.colour"),
+        ({"tools": [TOOL, TOOL]}, "tools.1.function.name"),
+        ({"tools": [TOOL] * 129}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "a", "description": "x" * 140_000}}]}, "tools"),
+        ({"tools": [TOOL], "parallel_tool_calls": True}, "parallel_tool_calls"),
+        ({"tools": [TOOL], "tool_choice": "sometimes"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "sub"}}}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function"}}, "tool_choice"),
+        ({"tools": [TOOL], "grammar": 'root ::= "a"'}, "grammar"),
         ({"tool_choice": "required"}, "tool_choice"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"logprobs": True}, "logprobs"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
-        ({"frequency_penalty": -1}, "frequency_penalty"),
-        ({"logit_bias": {"1": 5}}, "logit_bias"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "text", "schema": {}}}, "response_format.schema"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
+            "response_format.json_schema.name",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}},
+            "response_format.json_schema.schema",
+        ),
+        ({"response_format": {"type": "json_object", "schema": []}}, "response_format.schema"),
+        (
+            {"response_format": {"type": "json_object", "schema": {"description": "x" * 66_000}}},
+            "response_format.schema",
+        ),
+        ({"response_format": {"type": "json_object", "schema": {"not": {}}}}, "response_format"),
+        ({"grammar": "root ::= x"}, "grammar"),
+        ({"grammar": 'root ::= "' + "x" * 66_000 + '"'}, "grammar"),
+        ({"grammar": 'root ::= "a"', "response_format": {"type": "json_object"}}, "grammar"),
+        ({"logprobs": 1}, "logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
+        ({"frequency_penalty": -3}, "frequency_penalty"),
+        ({"repeat_penalty": 0}, "repeat_penalty"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"top_k": -2}, "top_k"),
+        ({"logit_bias": {"1": 101}}, "logit_bias"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias"),
+        ({"logit_bias": {"1": True}}, "logit_bias"),
+        ({"logit_bias": {str(token): 1 for token in range(301)}}, "logit_bias"),
+        ({"truncate": "newest"}, "truncate"),
         ({"store": True}, "store"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
         ({"service_tier": "priority"}, "service_tier"),
@@ -140,6 +236,7 @@ def test_what_is_wrong_or_unsupported_is_refused_by_name(fields: dict[str, Any],
         {"user": "u", "metadata": {"a": "b"}, "store": False, "n": 1, "service_tier": "auto"},
         {"presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "logprobs": False},
         {"response_format": {"type": "text"}, "parallel_tool_calls": True, "tools": [], "tool_choice": "none"},
+        {"top_k": 40, "min_p": 0.05, "repeat_penalty": 1, "truncate": "none", "top_logprobs": 0, "grammar": ""},
         {"modalities": ["text"], "safety_identifier": "s", "prompt_cache_key": "k"},
     ],
 )
@@ -155,7 +252,10 @@ def test_known_fields_that_ask_for_nothing_are_accepted(fields: dict[str, Any]) 
         ({"prompt": None}, "prompt"),
         ({"echo": True}, "echo"),
         ({"best_of": 2}, "best_of"),
-        ({"logprobs": 0}, "logprobs"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"logprobs": True}, "logprobs"),
+        ({"tools": []}, "tools"),
+        ({"grammar": "root = 5"}, "grammar"),
         ({"suffix": "end"}, "suffix"),
         ({"messages": []}, "messages"),
     ],

@@ -506,14 +506,16 @@ class _Converter:
 
     def _members(self, pairs: list[tuple[str, bool]], more: str) -> str | None:
         """At least one of these, in this order and with commas between; None where there is nothing."""
-        grammar = self._grammar
-        after = grammar.rule(f'( "," {grammar.ws} {more} )*') if more else ""
-        first = grammar.rule(f"{more} {after}") if more else None
+        # One comma for all that may come next: the ways that are open stay as many as there are names.
+        grammar, needs = self._grammar, False
+        first = grammar.rule(f'{more} ( "," {grammar.ws} {more} )*') if more else None
         for pair, needed in reversed(pairs):
-            begin = f"{pair} {after}"
+            begin = pair
+            if first is not None:
+                follow = f'"," {grammar.ws} {first}'
+                begin = f"{pair} {grammar.rule(follow if needs else f'( {follow} )?')}"
             first = grammar.rule(begin if needed or first is None else f"{begin} | {first}")
-            follow = grammar.rule(f'"," {grammar.ws} {pair}')
-            after = grammar.rule(f"{follow}{'' if needed else '?'} {after}")
+            needs = needs or needed
         return first
 
     def _problem(self, message: str, where: str) -> SchemaError:
