@@ -12,6 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
 
+#: A number of bytes, or a text: 800MiB, 1.5GiB, or a share of the box's memory as 60%.
+Memory = (
+    Annotated[int, Field(ge=1 << 20, le=1 << 50)]
+    | Annotated[str, Field(pattern=r"^([1-9][0-9]?|100)%$|^[1-9][0-9]{0,5}(\.[0-9]{1,3})?(MiB|GiB)$")]
+)
+
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
 
 EngineKind = Literal["auto", "ollama", "lmstudio", "llama-server", "vllm", "openai"]
@@ -39,19 +45,31 @@ class HttpConfig(_Section):
 
 
 class ModelConfig(_Section):
-    """A model this box holds. `name` defaults to the file's stem, lower case."""
+    """A model this box holds. `name` defaults to the file's stem, lower case.
+
+    `context_tokens` and `slots` override those of the engine for this model; `memory_budget` is the most it may take
+    of the engine's.
+    """
 
     path: Path
     name: str | None = Field(default=None, min_length=1, max_length=256)
+    context_tokens: int | None = Field(default=None, ge=64, le=1 << 20)
+    slots: int | None = Field(default=None, ge=1, le=64)
+    memory_budget: Memory | None = None
 
 
 class EngineConfig(_Section):
     """How models are run. `threads` None takes all cores, less one where there are more than two.
 
+    `slots` is how many requests a model runs at a time. `memory_budget` is for all models together, None for what the
+    box has available less a reserve; a model gets less context and fewer slots where it would not fit.
+
     With `detect`, servers at well-known ports of this machine are looked for (`agent.engine_url`).
     """
 
     context_tokens: int = Field(default=4096, ge=64, le=1 << 20)
+    slots: int = Field(default=4, ge=1, le=64)
+    memory_budget: Memory | None = None
     threads: int | None = Field(default=None, ge=1, le=512)
     gpu_layers: int = Field(default=0, ge=-1, le=10_000)
     max_queue: int = Field(default=32, ge=0, le=10_000)

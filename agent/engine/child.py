@@ -79,6 +79,11 @@ class Child:
             self._process.kill()
 
     @property
+    def ended_here(self) -> bool:
+        """Whether it was this agent that killed it: it hung, or sent what is no message."""
+        return self._ended_here
+
+    @property
     def stderr_tail(self) -> str:
         """The last 4 KiB of what it wrote to standard error."""
         return self._stderr.decode("utf-8", "replace").strip()

@@ -15,12 +15,16 @@ import structlog
 import trio
 
 from agent.config import EngineConfig, ModelConfig
+from agent.engine.box_memory import oom_kills
 from agent.engine.child import Child
 from agent.engine.fair_queue import LOCAL, FairQueue, refusal
 from agent.engine.identify import HashCache, Identity, identify, stamp_of
 from agent.engine.job import QueuedJob, asker_of
+from agent.engine.memory import Plan, Wish, size_of
 from agent.engine.protocol import Begun, Cancel, Done, Failed, Load, Loaded, Step, Up, encode
+from agent.engine.quarantine import COOL_DOWN, CRASHES, Quarantine
 from agent.engine.rates import MovingRate
+from agent.engine.room import NoRoomError, Room
 from agent.errors import DrainingError, EngineError, ModelLoadError, OverloadedError
 from fleet.errors import MessageError
 from fleet.models.reference import canonical_name
@@ -35,6 +39,8 @@ CANCEL_LIMIT: Final = 2.0
 LOOK_AGAIN: Final = 1.0
 LOAD_AGAIN: Final = 30.0
 _MAX_BACKOFF: Final = 30.0
+#: What is left to a model's next process of the memory with which the kernel killed the last one.
+_SQUEEZE: Final = 0.75
 #: Seconds a job is taken to last before any has been measured.
 _JOB_GUESS: Final = 5.0
 
@@ -42,25 +48,48 @@ log = structlog.get_logger("shoal.engine")
 
 
 class Holding:
-    """The life of one model: identify the file, wait until it is wanted, run a child, start again when that dies.
+    """The life of one model: identify the file, wait until it is wanted and there is memory for it, run a child, start
+    again when that dies.
 
     All methods but `run` return at once and are called from the thread of the event loop.
     """
 
     def __init__(
-        self, model: ModelConfig, config: EngineConfig, cache: HashCache, on_change: Callable[[], None]
+        self,
+        model: ModelConfig,
+        config: EngineConfig,
+        cache: HashCache,
+        on_change: Callable[[], None],
+        *,
+        room: Room,
+        quarantine: Quarantine,
     ) -> None:
         self.path: Path = model.path
         self.name = canonical_name(model.name or model.path.name)
         self.identity = Identity(None)
         self.state: State = "loading"
         self.error: str | None = None
-        self.slots = 1
+        self.slots = model.slots or config.slots
+        #: What the child was started with; None while there is none.
+        self.plan: Plan | None = None
+        self.last_used = 0.0
         self.decode = MovingRate()
         self.prefill = MovingRate()
         self.identified = trio.Event()
         self.pid: int | None = None
+        self._model = model
         self._config = config
+        self._room = room
+        self._quarantine = quarantine
+        #: Whether it is loaded only when a job comes; so is one that had to leave, or found no room when it started.
+        self._on_demand = not config.preload
+        self._scope: trio.CancelScope | None = None
+        self._leaving = False
+        self._changed = False
+        #: Bytes the next child may take at most, after the kernel killed one for want of memory.
+        self._most: int | None = None
+        self._remedy = ""
+        self._last_crash = ""
         self._cache = cache
         self._on_change = on_change
         self._ids = itertools.count()
@@ -86,10 +115,19 @@ class Holding:
         return len(self._waiting)
 
     @property
+    def idle(self) -> bool:
+        """Whether it is loaded and has no work, neither running nor waiting."""
+        return self.state == "loaded" and not self._leaving and not self._running and not self._waiting
+
+    @property
     def context_tokens(self) -> int:
-        """Tokens that one job may use, 0 while the file is not known."""
+        """Tokens that one job may use, as loaded or as it would be given enough memory; 0 while the file is unknown."""
+        return self.plan.context if self.plan else self._wanted_context
+
+    @property
+    def _wanted_context(self) -> int:
         facts = self.identity.facts
-        return min(self._config.context_tokens, facts.context_length) if facts else 0
+        return min(self._model.context_tokens or self._config.context_tokens, facts.context_length) if facts else 0
 
     @property
     def problem(self) -> ModelLoadError | None:
@@ -97,7 +135,7 @@ class Holding:
         if self.state != "failed":
             return None
         again = None if self._retry_at == math.inf else max(1, math.ceil(self._retry_at - trio.current_time()))
-        return ModelLoadError(f"{self.name} cannot be loaded: {self.error}; replace {self.path}", retry_after=again)
+        return ModelLoadError(f"{self.name} cannot be loaded: {self.error}; {self._remedy}", retry_after=again)
 
     def admit(self, request: InferRequest) -> QueuedJob:
         """Take a job in; it is given to the child as soon as there is a slot.
@@ -112,8 +150,10 @@ class Holding:
         if problem is not None:
             raise problem
         self._refuse_what_is_too_much(request)
-        job = QueuedJob(next(self._ids), request, self.context_tokens)
+        # It may wait for a child that has more context than this one.
+        job = QueuedJob(next(self._ids), request, self._wanted_context)
         self._waiting.put(job.asker, job)
+        self.last_used = trio.current_time()
         self._wanted.set()
         self._hand_out()
         self._on_change()
@@ -142,27 +182,44 @@ class Holding:
         Its slot is free when the child confirms that, or after CANCEL_LIMIT, when the child is killed.
         """
         if self._waiting.remove(job.asker, job):
-            self._on_change()
+            self._note_load()
         elif job.id in self._running and self._child is not None and self._nursery is not None:
             self._child.post(encode(Cancel(job.id)))
             self._nursery.start_soon(self._confirm_cancel, job, self._child)
+
+    def leave(self) -> None:
+        """Unload, for another model; to be asked of an idle one only. It is loaded again when a job comes."""
+        if self._scope is not None:
+            self._leaving = self._on_demand = True
+            self._set_state("idle")
+            self._scope.cancel()
+
+    def retry(self) -> None:
+        """Load it again as soon as it is wanted, whatever kept it from being loaded; nothing unless it is failed."""
+        if self.state == "failed":
+            self._quarantine.lift(self.identity.hash)
+            self._most = None
+            self._retry_at = trio.current_time()
 
     async def run(self) -> None:
         """Live until cancelled; then the child is ended and every job fails with DrainingError."""
         try:
             while True:
-                await self._identify()
+                if self.identity.facts is None or stamp_of(self.path) != self.identity.stamp:
+                    await self._identify()
                 if self.identity.facts is None:
                     self._fail(self.identity.error)
                     await self._file_change()
                 elif importlib.util.find_spec("llama_cpp") is None or importlib.util.find_spec("jinja2") is None:
-                    self._fail("this box has no engine; install it with: pip install 'shoal[engine]'")
+                    self._fail("this box has no engine", remedy="install it with: pip install 'shoal[engine]'")
                     await trio.sleep_forever()
+                elif (until := self._quarantine.until(self.identity.hash, trio.current_time())) is not None:
+                    self._fail_crashed(until)
+                    await self._file_change()
                 else:
                     await self._wait_wanted()
-                    if stamp_of(self.path) != self.identity.stamp:
-                        continue  # never load bytes other than those that were hashed
-                    await self._run_child()
+                    if stamp_of(self.path) == self.identity.stamp:  # else it is to be hashed first
+                        await self._load()
         finally:
             self._stopped = True
             self._end_jobs(DrainingError("the engine was shut down"), waiting_too=True)
@@ -183,7 +240,7 @@ class Holding:
         finally:
             stop.set()
         if before.hash and before.hash != self.identity.hash:
-            self.decode, self.prefill, self._crashes = MovingRate(), MovingRate(), 0
+            self.decode, self.prefill, self._crashes, self._most = MovingRate(), MovingRate(), 0, None
             reason = f"{self.path} now holds another model; ask for it by its name or new hash"
             self._end_jobs(ModelLoadError(reason), waiting_too=True)
         self.identified.set()
@@ -205,7 +262,7 @@ class Holding:
 
     async def _wait_wanted(self) -> None:
         """Wait until there is a job, or the model is to be loaded anyway; after crashes, for the backoff too."""
-        if not self._config.preload and not self._waiting:
+        if self._on_demand and not self._waiting:
             self._set_state("idle")
             self._wanted = trio.Event()
             await self._wanted.wait()
@@ -213,47 +270,137 @@ class Holding:
         if self._crashes > 1:
             await trio.sleep(min(_MAX_BACKOFF, 0.5 * 2 ** (self._crashes - 2)))
 
-    async def _run_child(self) -> None:
+    async def _load(self) -> None:
+        """Find memory for it and run a child there; without memory, say so to those who wait."""
+        facts = self.identity.facts
+        assert facts is not None
+        wish = Wish(self._wanted_context, self._model.slots or self._config.slots)
+        try:
+            plan = await self._room.take(self, facts, wish, most=self._limit(), urgent=bool(self._waiting))
+        except NoRoomError as error:
+            if error.ever:
+                self._on_demand = True
+                self._refuse_waiting(error)
+                return
+            reason = error.reason + (" after the kernel ended it for want of memory" if self._most else "")
+            self._most = None
+            self._fail(
+                reason, remedy="free memory, raise engine.memory_budget or lower engine.context_tokens", retry=True
+            )
+            await self._file_change()
+            return
+        try:
+            await self._run_child(plan)
+        finally:
+            self._room.give_back(self)
+
+    def _limit(self) -> int | None:
+        """Bytes it may take at most, as configured for it and after what has happened; None for what there is."""
+        own = self._model.memory_budget
+        limits = [size_of(own, self._room.total)] if own is not None else []
+        return min([*limits, *([self._most] if self._most else [])], default=None)
+
+    def _refuse_waiting(self, error: NoRoomError) -> None:
+        jobs = self._waiting.clear()
+        log.warning("engine.no_room", model=self.name, reason=error.reason, jobs=len(jobs), **error.details)
+        for job in jobs:
+            job.end(
+                OverloadedError(
+                    f"{self.name} cannot be loaded now: {error.reason}",
+                    details=error.details,
+                    retry_after=max(1, math.ceil(self._job_seconds.value or _JOB_GUESS)),
+                )
+            )
+        if jobs:
+            self._on_change()
+
+    async def _run_child(self, plan: Plan) -> None:
         """Run one child from its start to its death, and say what that means for the model."""
         self._load_error, self._retry_at = "", math.inf
+        self._leaving = self._changed = False
+        kills = oom_kills()
         try:
             child = Child()
         except OSError as error:
-            self._fail(f"no process could be started for it: {error.strerror}", retry=True)
+            self._fail(f"no process could be started for it: {error.strerror}", remedy="free memory", retry=True)
             await self._file_change()
             return
-        self._child, self.pid = child, child.pid
-        child.post(
-            encode(Load(str(self.path), self.context_tokens, _threads(self._config.threads), self._config.gpu_layers))
-        )
+        self._child, self.pid, self.plan = child, child.pid, plan
+        child.post(encode(self._load_message(plan)))
+        log.info(
+            "engine.loading", model=self.name, pid=child.pid, context=plan.context, slots=plan.slots, cells=plan.cells,
+            bytes=plan.estimate.total, cut=plan.why or None,
+        )  # fmt: skip
         try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                nursery.start_soon(self._watch_load, child)
-                await child.run(lambda message: self._on_message(child, message))
-                nursery.cancel_scope.cancel()
+            with trio.CancelScope() as self._scope:
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    nursery.start_soon(self._watch_load, child)
+                    await child.run(lambda message: self._on_message(child, message))
+                    nursery.cancel_scope.cancel()
         finally:
-            self._child = self._nursery = self.pid = None
-        await self._after_death(child)
+            self._child = self._nursery = self.pid = self.plan = self._scope = None
+        if self._leaving:
+            return
+        if self._changed:
+            reason = f"{self.path} was changed while it was loaded"
+            log.warning("engine.file_changed", model=self.name, path=str(self.path))
+            self._end_jobs(EngineError(f"{reason}; send the request again"))
+            return
+        # This very child was killed by the kernel, unless somebody killed it while another process ran out of memory.
+        await self._after_death(child, plan, oom=child.killed and not child.ended_here and oom_kills() > kills)
 
-    async def _after_death(self, child: Child) -> None:
+    def _load_message(self, plan: Plan) -> Load:
+        facts = self.identity.facts
+        return Load(
+            path=str(self.path),
+            context_tokens=plan.context,
+            threads=_threads(self._config.threads),
+            gpu_layers=self._config.gpu_layers,
+            slots=plan.slots,
+            cells=plan.cells,
+            batch=plan.batch,
+            embeddings=int(facts is not None and facts.embedding),
+        )
+
+    async def _after_death(self, child: Child, plan: Plan, *, oom: bool) -> None:
         was_loaded = self.state == "loaded"
         self._crashes += 1
         log.warning(
             "engine.child_ended", model=self.name, pid=child.pid, how=child.death, crashes=self._crashes,
-            loaded=was_loaded, stderr=child.stderr_tail[-1000:], refused=self._load_error or None,
+            loaded=was_loaded, out_of_memory=oom, stderr=child.stderr_tail[-1000:], refused=self._load_error or None,
         )  # fmt: skip
-        if was_loaded:
-            self._set_state("loading" if self._config.preload or self._waiting else "idle")
-            self._end_jobs(EngineError(f"the process that runs {self.name} {child.death}; send the request again"))
-            return
         last_line = child.stderr_tail.rpartition("\n")[2][:200]
-        reason = self._load_error or f"the process that loads it {child.death}" + (
-            f": {last_line}" if last_line else ""
+        self._last_crash = child.death + (f": {last_line}" if last_line else "")
+        if oom:
+            self._most = int(plan.estimate.total * _SQUEEZE)
+            self._die(f"the kernel ended the process that runs {self.name} for want of memory")
+        elif was_loaded:
+            # A kill from outside says nothing of the model; a child killed here hung, or wrote what is no message.
+            if not child.killed or child.ended_here:
+                self._quarantine.note(self.identity.hash, trio.current_time())
+            self._die(f"the process that runs {self.name} {child.death}")
+        elif self._load_error:
+            # Too slow may be other programs' doing; what llama.cpp says of a file it says again.
+            self._fail(self._load_error, retry=child.killed)
+            await self._file_change()
+        elif child.killed:
+            self._fail(f"the process that loads it {self._last_crash}", retry=True)
+            await self._file_change()
+        else:
+            self._quarantine.note(self.identity.hash, trio.current_time())
+
+    def _die(self, reason: str) -> None:
+        """The child is gone: its jobs fail, those that wait go to the next one."""
+        self._set_state("idle" if self._on_demand and not self._waiting else "loading")
+        self._end_jobs(EngineError(f"{reason}; send the request again"))
+
+    def _fail_crashed(self, until: float) -> None:
+        self._fail(
+            f"its process crashed {CRASHES} times ({self._last_crash or 'under another name'})",
+            remedy=f"replace {self.path}, or wait: it is tried again after {COOL_DOWN / 60:.0f} minutes",
         )
-        # Killed or too slow may be other programs' doing; any other end is the file's, and comes again.
-        self._fail(reason, retry=child.killed)
-        await self._file_change()
+        self._retry_at = until
 
     async def _watch_load(self, child: Child) -> None:
         with trio.move_on_after(self._config.load_timeout) as waiting:
@@ -271,6 +418,10 @@ class Holding:
 
     def _on_message(self, child: Child, message: Up) -> None:
         match message:
+            case Loaded() if stamp_of(self.path) != self.identity.stamp:
+                # Replaced after it was looked at and before it was opened: these may be other bytes than were hashed.
+                self._changed = True
+                child.kill()
             case Loaded():
                 self.slots = message.slots
                 self.decode.start_with(message.decode_rate)
@@ -316,9 +467,10 @@ class Holding:
         if job is None:
             return
         job.end(end)
-        self._job_seconds.add(trio.current_time() - job.began)
+        self.last_used = trio.current_time()
+        self._job_seconds.add(self.last_used - job.began)
         self._hand_out()
-        self._on_change()
+        self._note_load()
 
     def _measure(self, done: Done) -> None:
         self._crashes = 0
@@ -345,12 +497,20 @@ class Holding:
         if jobs:
             self._on_change()
 
-    def _fail(self, reason: str, *, retry: bool = False) -> None:
+    def _note_load(self) -> None:
+        """Its load has changed; where nothing is left to do, another model may have its memory."""
+        if self.idle:
+            self._room.note_change()
+        self._on_change()
+
+    def _fail(self, reason: str, *, remedy: str = "", retry: bool = False) -> None:
         self._retry_at = trio.current_time() + LOAD_AGAIN if retry else math.inf
-        self.error = reason
-        log.error("engine.model_failed", model=self.name, path=str(self.path), reason=reason)
+        self.error, self._remedy = reason, remedy or f"replace {self.path}"
+        log.error("engine.model_failed", model=self.name, path=str(self.path), reason=reason, remedy=self._remedy)
         self._set_state("failed")
-        self._end_jobs(ModelLoadError(f"{self.name} cannot be loaded: {reason}; replace {self.path}"), waiting_too=True)
+        problem = self.problem
+        assert problem is not None
+        self._end_jobs(problem, waiting_too=True)
 
     def _set_state(self, state: State) -> None:
         if state != "failed":

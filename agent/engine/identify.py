@@ -19,12 +19,16 @@ _CACHE_LIMIT: Final = 1024 * 1024
 
 @dataclass(frozen=True)
 class FileStamp:
-    """What tells one version of a file from another without reading it."""
+    """What tells one version of a file from another without reading it.
+
+    `mtime_ns` can be set by whoever writes the file, `ctime_ns` by the kernel alone.
+    """
 
     device: int
     inode: int
     size: int
     mtime_ns: int
+    ctime_ns: int
 
 
 @dataclass(frozen=True)
@@ -138,8 +142,8 @@ def _write(file: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _stamp(found: os.stat_result) -> FileStamp:
-    return FileStamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+    return FileStamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 def _as_list(stamp: FileStamp) -> list[int]:
-    return [stamp.device, stamp.inode, stamp.size, stamp.mtime_ns]
+    return [stamp.device, stamp.inode, stamp.size, stamp.mtime_ns, stamp.ctime_ns]

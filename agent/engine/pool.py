@@ -1,17 +1,24 @@
-"""All models this box holds, and the one door to running a job on one of them."""
+"""All models this box holds, itself or in a server beside it, and the one door to running a job on one of them."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from agent.config import EngineConfig, ModelConfig
+from agent.config import EngineConfig, ExternalEngineConfig, ModelConfig
+from agent.engine.external.engines import EngineFact, ExternalEngines
+from agent.engine.external.held import ExternalModel
+from agent.engine.external.workload import ExternalJob
 from agent.engine.holding import Holding, State
 from agent.engine.identify import HashCache
+from agent.engine.job import QueuedJob
+from agent.engine.quarantine import Quarantine
+from agent.engine.room import Room
 from agent.errors import ModelLoadError, NoLocalModelError
 from fleet.models.reference import is_hash, matches
 from fleet.net.messages import Delta, Finished, InferRequest, Started
@@ -30,11 +37,15 @@ class HeldModel:
     `hash` is empty until the file has been read, or where it cannot be. Rates are tokens per second, None until
     measured. `error` says why a failed model failed. `size_bytes` is the file's; `architecture`, `quantisation` and
     `size_label` are its header's words, empty where unknown. `pid` is the child's, None while there is none.
+    `memory_bytes` is what it was given while it is loaded, 0 otherwise; `cells` are the tokens its cache holds then,
+    and `plan_note` says what of the wish did not fit. `embedding` is whether it gives vectors and no text. `engine` is
+    the kind of the server that runs it and `url` where that is, both empty for one that this box runs itself from
+    `path`; one that is not to be lent is for this box's own clients alone.
     """
 
     hash: str
     name: str
-    path: Path
+    path: Path | None
     state: State
     context_tokens: int
     decode_rate: float | None
@@ -48,21 +59,41 @@ class HeldModel:
     quantisation: str
     size_label: str
     pid: int | None
+    parameters: int = 0
+    embedding: bool = False
+    memory_bytes: int = 0
+    cells: int = 0
+    plan_note: str = ""
+    engine: str = ""
+    url: str = ""
+    lend: bool = True
 
 
 class EnginePool:
-    """Runs jobs on the models of this box, each in a child process of its own.
+    """Runs jobs on the models of this box, each in a child process of its own, or in a server beside it.
 
-    `on_change` is called, from the event loop, when a model's state or load has changed.
+    `on_change` is called, from the event loop, when a model's state or load has changed. `box` is this box's PeerID.
     """
 
     def __init__(
-        self, models: Sequence[ModelConfig], config: EngineConfig, state_dir: Path, on_change: Callable[[], None]
+        self,
+        models: Sequence[ModelConfig],
+        config: EngineConfig,
+        state_dir: Path,
+        on_change: Callable[[], None],
+        *,
+        engines: Sequence[ExternalEngineConfig] = (),
+        box: str = "",
     ) -> None:
+        self._external = ExternalEngines(engines, config, box, on_change)
         self._holdings: list[Holding] = []
+        self._room: Room | None = None
         if models:
-            cache = HashCache(state_dir / "model-hashes.json")
-            self._holdings = [Holding(model, config, cache, on_change) for model in models]
+            cache, quarantine = HashCache(state_dir / "model-hashes.json"), Quarantine()
+            self._room = Room(config.memory_budget)
+            self._holdings = [
+                Holding(model, config, cache, on_change, room=self._room, quarantine=quarantine) for model in models
+            ]
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Hold the models until cancelled; on cancel every child is ended within seconds and none is left.
@@ -73,20 +104,28 @@ class EnginePool:
         async with trio.open_nursery() as nursery:
             for holding in self._holdings:
                 nursery.start_soon(holding.run)
+            nursery.start_soon(self._external.run)
             with trio.move_on_after(_START_WAIT):
                 for holding in self._holdings:
                     await holding.identified.wait()
+                await self._external.wait_looked()
             task_status.started()
             await trio.sleep_forever()
 
     def models(self) -> tuple[HeldModel, ...]:
-        """Every configured model, in the order of the configuration."""
-        return tuple(_held(holding) for holding in self._holdings)
+        """Every configured model, in the order of the configuration, then those of servers beside this box."""
+        return (*map(_held, self._holdings), *map(_external, self._external.models()))
+
+    def engines(self) -> tuple[EngineFact, ...]:
+        """The servers beside this box: those that are configured, and those that have been found."""
+        return self._external.facts()
 
     def find(self, model: str) -> HeldModel | None:
         """The model with this content hash or (in any case) name; None as long as its file has not been identified."""
-        holding = self._find(model)
-        return _held(holding) if holding else None
+        found = self._find(model)
+        if found is None:
+            return None
+        return _external(found) if isinstance(found, ExternalModel) else _held(found)
 
     def problem(self, model: str) -> ModelLoadError | None:
         """Why a model that is configured here, by hash or name, cannot be loaded; None where there is no such trouble.
@@ -96,7 +135,26 @@ class EnginePool:
         for holding in self._holdings:
             if matches(model, model_hash=holding.identity.hash, name=holding.name) and holding.problem is not None:
                 return holding.problem
-        return None
+        external = self._external.find(model)
+        return external.problem if external else None
+
+    def memory_budget(self) -> int:
+        """Bytes that all models of this box may take together; 0 where it holds none."""
+        return self._room.budget if self._room else 0
+
+    def unload(self, model: str) -> bool:
+        """Free the memory of a loaded model without work, until a job asks for it; False where there is none such."""
+        idle = [h for h in self._holdings if matches(model, model_hash=h.identity.hash, name=h.name) and h.idle]
+        for holding in idle:
+            holding.leave()
+        return bool(idle)
+
+    def retry(self, model: str) -> bool:
+        """Load a failed model again when it is wanted, whatever it failed for; False where there is none such."""
+        failed = [h for h in self._holdings if matches(model, model_hash=h.identity.hash, name=h.name) and h.problem]
+        for holding in failed:
+            holding.retry()
+        return bool(failed)
 
     async def generate(
         self, model_hash: str, request: InferRequest, emit: Callable[[Started | Delta | Finished], Awaitable[None]]
@@ -105,32 +163,79 @@ class EnginePool:
 
         Waits in the model's queue and while the model loads. Raises OverloadedError when the queue is full,
         ModelLoadError when the model cannot be loaded, ContextLengthError and BadRequestError for the request,
-        EngineError when the child fails, NoLocalModelError for another hash. Cancelling it, or `emit` raising, ends
-        the job in the child and frees its slot, at the latest two seconds later.
+        EngineError when the child or the server fails, NoLocalModelError for another hash, and for a peer's job on a
+        model that is not lent. Cancelling it, or `emit` raising, ends the job in the child, or closes the connection to
+        the server, and frees its slot, at the latest two seconds later.
         """
-        holding = self._find(model_hash) if is_hash(model_hash) else None
-        if holding is None:
+        found = self._find(model_hash) if is_hash(model_hash) else None
+        if found is None:
             raise NoLocalModelError(f"this box does not hold {model_hash}")
-        job = holding.admit(request)
-        try:
-            while True:
-                event = await job.next()
-                await emit(event)
-                if isinstance(event, Finished):
-                    return
-        finally:
-            job.close()
-            holding.release(job)
+        if isinstance(found, ExternalModel):
+            theirs = found.admit(request)
+            await _relay(theirs, partial(found.release, theirs), emit)
+        else:
+            job = found.admit(request)
+            await _relay(job, partial(found.release, job), emit)
 
-    def _find(self, model: str) -> Holding | None:
+    def _find(self, model: str) -> Holding | ExternalModel | None:
+        """The model that a reference means: this box's own where it has one that works, else a server's."""
+        own = self._find_own(model)
+        if own is not None and own.problem is None:
+            return own
+        other = self._external.find(model)
+        return other if other is not None and (own is None or other.problem is None) else own
+
+    def _find_own(self, model: str) -> Holding | None:
         for holding in self._holdings:
             if holding.identity.hash and matches(model, model_hash=holding.identity.hash, name=holding.name):
                 return holding
         return None
 
 
+async def _relay(
+    job: QueuedJob | ExternalJob,
+    release: Callable[[], None],
+    emit: Callable[[Started | Delta | Finished], Awaitable[None]],
+) -> None:
+    """Hand on the events of a job that has been admitted, until its Finished, and let go of it in any case."""
+    try:
+        while True:
+            event = await job.next()
+            await emit(event)
+            if isinstance(event, Finished):
+                return
+    finally:
+        job.close()
+        release()
+
+
+def _external(model: ExternalModel) -> HeldModel:
+    listed = model.listed
+    return HeldModel(
+        hash=model.identity.hash,
+        name=model.name,
+        path=None,
+        state=model.state,
+        context_tokens=model.context_tokens,
+        decode_rate=model.decode.value,
+        prefill_rate=model.prefill.value,
+        running=model.running,
+        queued=model.queued,
+        slots=model.slots,
+        error=model.error,
+        size_bytes=listed.size_bytes,
+        architecture=listed.architecture,
+        quantisation=listed.quantisation,
+        size_label=listed.size_label,
+        pid=None,
+        engine=model.engine.kind,
+        url=str(model.engine.settings.url),
+        lend=model.lend,
+    )
+
+
 def _held(holding: Holding) -> HeldModel:
-    identity, facts = holding.identity, holding.identity.facts
+    identity, facts, plan = holding.identity, holding.identity.facts, holding.plan
     return HeldModel(
         hash=identity.hash,
         name=holding.name,
@@ -148,4 +253,9 @@ def _held(holding: Holding) -> HeldModel:
         quantisation=facts.quantisation if facts else "",
         size_label=facts.size_label if facts else "",
         pid=holding.pid,
+        parameters=facts.parameters if facts else 0,
+        embedding=facts.embedding if facts else False,
+        memory_bytes=plan.estimate.total if plan else 0,
+        cells=plan.cells if plan else 0,
+        plan_note=plan.why if plan else "",
     )

@@ -86,6 +86,7 @@ class GgufFacts:
     windowed: tuple[bool, ...]
     experts: int
     experts_used: int
+    expert_feed_forward: int
     state_bytes: int
     pooling: Pooling
     embedding: bool
@@ -154,6 +155,7 @@ def read_facts(source: BinaryIO | bytes) -> GgufFacts:
         windowed=of.windowed(blocks) if window else (False,) * blocks,
         experts=experts,
         experts_used=experts_used,
+        expert_feed_forward=of.number("expert_feed_forward_length", 0, MAX_FEED_FORWARD, 0),
         state_bytes=_state_bytes(of, kv_heads),
         pooling=_POOLING[pooling] if pooling >= 0 else "",
         embedding=architecture in _ENCODERS or pooling > 0 or not causal,
