@@ -21,6 +21,7 @@ from fleet.document.invites import Offer, Token
 from fleet.document.op import MAX_OP, Op, write_op
 from fleet.document.replica import Replica
 from fleet.errors import DeniedError, FleetError, MessageError, RefusedOpError, RemoteError
+from fleet.gossip.rate_limit import Buckets, Rate
 from fleet.identity.keys import Identity, public_key_from_peer_id
 from fleet.net.rpc import IncomingCall, Router
 
@@ -35,6 +36,8 @@ _MAX_GOVERNING: Final = 100 * 1024 * 1024
 
 #: Other boxes whose addresses a new box is given.
 _ADDRESSES: Final = 64
+#: Claims with one invite that are looked at: each is answered with every governing op, megabytes in a large fleet.
+CLAIMS: Final = Rate(per_second=1, burst=16)
 #: How long a box that was vouched for has to deliver its join.
 _PROMISE_MS: Final = 60_000
 
@@ -62,6 +65,7 @@ class Doorkeeper:
         self._clock = HybridClock()
         #: Claims that were countersigned and not delivered yet, and until when (ms) each keeps its use of the invite.
         self._promised: dict[tuple[str, bytes], int] = {}
+        self._claims: Buckets[str] = Buckets(CLAIMS)
 
     def offer_methods(self, router: Router) -> None:
         """Answer the two calls."""
@@ -72,7 +76,7 @@ class Doorkeeper:
         """Check a claim, send the governing ops, and countersign.
 
         Raises DeniedError with why: expired, used up, bound to another box, or this box itself cannot vouch; and
-        RemoteError `overloaded`, retryable, while every use that is left is promised to others.
+        RemoteError `overloaded`, retryable, while every use that is left is promised to others, or too many knock.
         """
         offer = offer_of(self._replica, call.peer_id)
         if offer is None:
@@ -97,6 +101,8 @@ class Doorkeeper:
             )
         if not bodies.proof_holds(terms.key, proof, fleet, offer.invite_id, joiner):
             raise DeniedError("the proof does not show the invite's secret")
+        if not self._claims.take(offer.invite_id, time.monotonic()):
+            raise RemoteError("overloaded", "many boxes knock with this invite at once; knock again", retryable=True)
         standing = self._replica.view.standing(joiner)
         if standing.reason in ("revoked", "denied by the firewall"):
             raise DeniedError(f"this box's key is {standing.reason}; make a new identity, or ask an admin")

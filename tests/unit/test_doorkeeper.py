@@ -19,6 +19,26 @@ from tests.harness import Fleet, seed_of
 MEMBER = Identity.from_seed(seed_of("member"))
 
 
+def test_a_token_that_knocks_all_the_time_is_answered_in_full_a_few_times() -> None:
+    async def scenario() -> None:
+        fleet = Fleet()
+        token = fleet.invite(uses=1000)
+        replica = Replica(fleet.genesis)
+        await replica.offer([op.raw for op in (*fleet.certify(MEMBER.peer_id), token.op)])
+        door = Doorkeeper(replica, MEMBER)
+        knocks = [
+            Knock(token.secret.peer_id, claim_of(fleet, token, Identity.from_seed(seed_of(f"box {at}"))))
+            for at in range(40)
+        ]
+        outcomes = [await outcome(door, knock) for knock in knocks]
+        answered = outcomes.count("")
+        assert joining.CLAIMS.burst <= answered <= joining.CLAIMS.burst + 10
+        assert outcomes.count("overloaded, retryable") == 40 - answered
+        assert sum(bool(knock.events) for knock in knocks) == answered
+
+    trio.run(scenario)
+
+
 class Knock:
     """A call of a box that holds a token's secret."""
 
@@ -29,6 +49,14 @@ class Knock:
 
     async def send(self, event: Mapping[str, object]) -> None:
         self.events.append(event)
+
+
+async def outcome(door: Doorkeeper, knock: Knock) -> str:
+    try:
+        await door.ask(knock)
+    except RemoteError as error:
+        return f"{error.remote_code}, {'retryable' if error.retryable else 'final'}"
+    return ""
 
 
 def claim_of(fleet: Fleet, token: joining.Token, box: Identity) -> Mapping[str, object]:
