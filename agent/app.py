@@ -88,7 +88,14 @@ async def _main(config: Config, identity: Identity) -> None:
         is_member=membership.is_member,
         draining=lambda: active.draining,
     )
-    pool = EnginePool(config.models, config.engine, config.state_dir, view.note_own_change)
+    pool = EnginePool(
+        config.models,
+        config.engine,
+        config.state_dir,
+        view.note_own_change,
+        engines=config.engines,
+        box=identity.peer_id,
+    )
     node = Node(
         identity.seed,
         listen=config.net.listen,

@@ -36,6 +36,8 @@ log = structlog.get_logger("shoal.fleet")
 
 #: Changes that follow one another faster than this are sent as one presence (seconds).
 _COALESCE = 0.2
+#: Models that a presence has room for.
+_MAX_MODELS = 256
 
 
 class FleetView:
@@ -207,7 +209,7 @@ class FleetView:
             name=self.name,
             version=self._version,
             state="draining" if self._draining() else "serving",
-            models=tuple(_model_presence(held) for held in self.pool.models() if held.hash),
+            models=tuple(_model_presence(held) for held in self.pool.models() if held.hash and held.lend)[:_MAX_MODELS],
             cpu=self._cpu,
             memory=min(1.0, psutil.virtual_memory().percent / 100),
         )

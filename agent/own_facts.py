@@ -186,7 +186,7 @@ class OwnFacts:
         wanted: dict[str, object] = {"node": self._node().body(), "addr": list(self._addrs()[:16])}
         published = replica.facts_of(self._membership.identity.public_key)
         for held in self._models():
-            if not held.hash:
+            if not held.hash or not held.lend:
                 continue
             wanted[f"hold/{held.hash}"] = {"name": held.name, "size": held.size_bytes, "complete": 1.0}
             if held.decode_rate is not None:

@@ -83,7 +83,8 @@ class AgentServices:
 
         for held in self._pool.models():
             if held.hash:
-                holder = Holder(self._node.peer_id, self._config.name, True, held.state, held.decode_rate)
+                own = (self._node.peer_id, self._config.name, True)
+                holder = Holder(*own, held.state, held.decode_rate, held.engine, held.url)
                 add(held.name, held.hash, held.context_tokens, holder)
         for link in self._node.links():
             seen = self._view.presence.last(link.peer_id)
@@ -124,8 +125,20 @@ class AgentServices:
                     "running": held.running,
                     "queued": held.queued,
                     "error": held.error,
+                    **({"engine": held.engine, "url": held.url, "lend": held.lend} if held.engine else {}),
                 }
                 for held in self._pool.models()
+            ],
+            "engines": [
+                {
+                    "kind": engine.kind,
+                    "url": engine.url,
+                    "detected": engine.detected,
+                    "lend": engine.lend,
+                    "error": engine.error,
+                    "models": engine.models,
+                }
+                for engine in self._pool.engines()
             ],
             "warnings": [
                 {

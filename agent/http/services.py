@@ -14,13 +14,19 @@ from fleet.identity.genesis import Genesis
 
 @dataclass(frozen=True)
 class Holder:
-    """A box that holds a model. `decode_rate` is in tokens per second, None until measured."""
+    """A box that holds a model. `decode_rate` is in tokens per second, None until measured.
+
+    `engine` and `url` are the kind and the address of the server that runs it there, empty where the box does so
+    itself, and for other boxes.
+    """
 
     peer_id: str
     name: str
     local: bool
     state: str
     decode_rate: float | None
+    engine: str = ""
+    url: str = ""
 
 
 @dataclass(frozen=True)

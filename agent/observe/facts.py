@@ -14,7 +14,7 @@ from agent.config import Config
 from agent.engine.pool import EnginePool
 from agent.fleet_view import FleetView
 from agent.membership import Membership, peer_id_of
-from agent.observe.warnings import DocumentFacts, Facts, KnockFact, LostClaimFact, ModelFact, PeerFact
+from agent.observe.warnings import DocumentFacts, Facts, KnockFact, LostClaimFact, ModelFact, PeerFact, ServerFact
 from agent.version import VERSION
 from fleet.document.op import MAX_SEQ
 from fleet.net.dialler import Neighbour
@@ -47,7 +47,8 @@ def gather(
         allowed=_admitted(membership, node.peer_id),
         targets=tuple(neighbour.peer_id for neighbour in node.neighbours()),
         mdns=config.net.mdns,
-        models=tuple(ModelFact(held.name, held.state, held.error) for held in pool.models()),
+        models=tuple(ModelFact(held.name, held.state, held.error) for held in pool.models() if not held.engine),
+        engines=tuple(ServerFact(engine.kind, engine.url, engine.error, engine.detected) for engine in pool.engines()),
         peers=tuple(_peer(neighbour, node, view) for neighbour in node.neighbours()),
         knocks=tuple(
             KnockFact(refusal.peer_id, refusal.remote_addr, refusal.count)

@@ -52,6 +52,19 @@ class PeerFact:
 
 
 @dataclass(frozen=True)
+class ServerFact:
+    """A server beside this box whose models it uses; `error` says why it cannot be used, None where it can.
+
+    One that was `detected` is not configured, and may be gone for good.
+    """
+
+    kind: str
+    url: str
+    error: str | None
+    detected: bool
+
+
+@dataclass(frozen=True)
 class KnockFact:
     """A key that this box turned away, and how often."""
 
@@ -109,6 +122,7 @@ class Facts:
     targets: tuple[str, ...]
     mdns: bool
     models: tuple[ModelFact, ...] = ()
+    engines: tuple[ServerFact, ...] = ()
     peers: tuple[PeerFact, ...] = ()
     knocks: tuple[KnockFact, ...] = ()
     memory_free: float = 1.0
@@ -144,6 +158,20 @@ def _models(facts: Facts) -> Iterator[Warning]:
                 f"model {model.name} cannot be loaded",
                 model.error or "the engine gave no reason",
                 "mend or replace the file; it is tried again when the file changes",
+            )
+
+
+def _engines(facts: Facts) -> Iterator[Warning]:
+    for engine in facts.engines:
+        if engine.error is not None:
+            what = "engine" if engine.kind == "auto" else engine.kind
+            yield Warning(
+                "engine_unusable",
+                "info" if engine.detected else "warning",
+                f"{what} at {engine.url} cannot be used",
+                f"it {engine.error}",
+                "is it running, and is the address right? it is tried again by itself; if it is not wanted any more,"
+                " set enabled: false in its entry under engines",
             )
 
 
@@ -416,6 +444,7 @@ def _is_loopback(addr: str) -> bool:
 
 _RULES: Final[tuple[Callable[[Facts], Iterator[Warning]], ...]] = (
     _models,
+    _engines,
     _outcast,
     _refused_by,
     _unreachable,
