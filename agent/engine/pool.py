@@ -17,6 +17,8 @@ from agent.engine.external.workload import ExternalJob
 from agent.engine.holding import Holding, State
 from agent.engine.identify import HashCache
 from agent.engine.job import QueuedJob
+from agent.engine.quarantine import Quarantine
+from agent.engine.room import Room
 from agent.errors import ModelLoadError, NoLocalModelError
 from fleet.models.reference import is_hash, matches
 from fleet.net.messages import Delta, Finished, InferRequest, Started
@@ -35,8 +37,10 @@ class HeldModel:
     `hash` is empty until the file has been read, or where it cannot be. Rates are tokens per second, None until
     measured. `error` says why a failed model failed. `size_bytes` is the file's; `architecture`, `quantisation` and
     `size_label` are its header's words, empty where unknown. `pid` is the child's, None while there is none.
-    `engine` is the kind of the server that runs it and `url` where that is, both empty for one that this box runs itself
-    from `path`; one that is not to be lent is for this box's own clients alone.
+    `memory_bytes` is what it was given while it is loaded, 0 otherwise; `cells` are the tokens its cache holds then,
+    and `plan_note` says what of the wish did not fit. `embedding` is whether it gives vectors and no text. `engine` is
+    the kind of the server that runs it and `url` where that is, both empty for one that this box runs itself from
+    `path`; one that is not to be lent is for this box's own clients alone.
     """
 
     hash: str
@@ -55,6 +59,11 @@ class HeldModel:
     quantisation: str
     size_label: str
     pid: int | None
+    parameters: int = 0
+    embedding: bool = False
+    memory_bytes: int = 0
+    cells: int = 0
+    plan_note: str = ""
     engine: str = ""
     url: str = ""
     lend: bool = True
@@ -78,9 +87,13 @@ class EnginePool:
     ) -> None:
         self._external = ExternalEngines(engines, config, box, on_change)
         self._holdings: list[Holding] = []
+        self._room: Room | None = None
         if models:
-            cache = HashCache(state_dir / "model-hashes.json")
-            self._holdings = [Holding(model, config, cache, on_change) for model in models]
+            cache, quarantine = HashCache(state_dir / "model-hashes.json"), Quarantine()
+            self._room = Room(config.memory_budget)
+            self._holdings = [
+                Holding(model, config, cache, on_change, room=self._room, quarantine=quarantine) for model in models
+            ]
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Hold the models until cancelled; on cancel every child is ended within seconds and none is left.
@@ -124,6 +137,24 @@ class EnginePool:
                 return holding.problem
         external = self._external.find(model)
         return external.problem if external else None
+
+    def memory_budget(self) -> int:
+        """Bytes that all models of this box may take together; 0 where it holds none."""
+        return self._room.budget if self._room else 0
+
+    def unload(self, model: str) -> bool:
+        """Free the memory of a loaded model without work, until a job asks for it; False where there is none such."""
+        idle = [h for h in self._holdings if matches(model, model_hash=h.identity.hash, name=h.name) and h.idle]
+        for holding in idle:
+            holding.leave()
+        return bool(idle)
+
+    def retry(self, model: str) -> bool:
+        """Load a failed model again when it is wanted, whatever it failed for; False where there is none such."""
+        failed = [h for h in self._holdings if matches(model, model_hash=h.identity.hash, name=h.name) and h.problem]
+        for holding in failed:
+            holding.retry()
+        return bool(failed)
 
     async def generate(
         self, model_hash: str, request: InferRequest, emit: Callable[[Started | Delta | Finished], Awaitable[None]]
@@ -204,7 +235,7 @@ def _external(model: ExternalModel) -> HeldModel:
 
 
 def _held(holding: Holding) -> HeldModel:
-    identity, facts = holding.identity, holding.identity.facts
+    identity, facts, plan = holding.identity, holding.identity.facts, holding.plan
     return HeldModel(
         hash=identity.hash,
         name=holding.name,
@@ -222,4 +253,9 @@ def _held(holding: Holding) -> HeldModel:
         quantisation=facts.quantisation if facts else "",
         size_label=facts.size_label if facts else "",
         pid=holding.pid,
+        parameters=facts.parameters if facts else 0,
+        embedding=facts.embedding if facts else False,
+        memory_bytes=plan.estimate.total if plan else 0,
+        cells=plan.cells if plan else 0,
+        plan_note=plan.why if plan else "",
     )
