@@ -307,7 +307,7 @@ class _Converter:
         kinds = self._kinds(schema, where)
         kept = [value for value in values if kinds is None or any(_is_of(value, kind) for kind in kinds)]
         if key == "const" and "enum" in schema:
-            kept = [value for value in kept if value in schema["enum"]]
+            kept = self._both("enum", schema["enum"], kept, where)
         others = [name for name in schema if name in _ASSERTIONS - {"const", "enum", "type"}]
         if others:
             raise self._problem(f"{others[0]} cannot be combined with {key}", f"{where}/{others[0]}")
