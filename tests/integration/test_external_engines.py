@@ -15,11 +15,12 @@ import pytest
 import trio
 import trio.testing
 
-from agent.config import EngineConfig, ExternalEngineConfig
+from agent.config import EngineConfig, ExternalEngineConfig, ModelConfig
 from agent.engine.external import engine as engine_module
 from agent.engine.external.engines import ExternalEngines
 from agent.engine.external.held import ExternalModel
 from agent.engine.external.workload import ExternalJob
+from agent.engine.pool import EnginePool
 from agent.errors import (
     AgentError,
     BadRequestError,
@@ -694,6 +695,37 @@ def test_a_slow_caller_holds_the_server_back_and_not_the_box() -> None:
                 assert job._receive.statistics().current_buffer_used <= 64
                 model.release(job)
                 await in_thread(fake.left)
+
+    run(scenario)
+
+
+def test_the_pool_runs_a_job_in_a_server_where_the_box_has_no_model_of_that_name_that_works(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        with serving(Fake("ollama")) as fake:
+            missing = ModelConfig(path=tmp_path / "none.gguf", name="tiny-model")
+            entry = ExternalEngineConfig(url=fake.url)
+            pool = EnginePool((missing,), EngineConfig(), tmp_path, lambda: None, engines=(entry,), box=BOX)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(pool.run)
+                held = pool.find("tiny-model")
+                assert held is not None
+                assert (held.engine, held.url, held.path, held.state) == ("ollama", fake.url, None, "loaded")
+                events: list[Started | Delta | Finished] = []
+
+                async def emit(event: Started | Delta | Finished) -> None:
+                    events.append(event)
+
+                await pool.generate(held.hash, chat(), emit)
+                assert text_of(events) == "".join(PIECES)
+
+                async def leave(event: Started | Delta | Finished) -> None:
+                    raise ConnectionError("the client is gone")
+
+                fake.trouble = "stalls"
+                with pytest.raises(ConnectionError):
+                    await pool.generate(held.hash, chat(), leave)
+                await in_thread(fake.left)
+                nursery.cancel_scope.cancel()
 
     run(scenario)
 
