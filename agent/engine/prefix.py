@@ -82,6 +82,11 @@ class Shelf:
     def __len__(self) -> int:
         return len(self._kept)
 
+    @property
+    def tokens(self) -> int:
+        """The tokens of all of them, shared ones counted for each."""
+        return sum(len(kept.tokens) for kept in self._kept.values())
+
     def all(self) -> Sequence[Kept]:
         """All of them, oldest first."""
         return list(self._kept.values())

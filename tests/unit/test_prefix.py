@@ -56,6 +56,7 @@ def test_the_shelf_gives_up_what_was_used_longest_ago() -> None:
     shelf.put(two)
     assert shelf.oldest() is one
     assert shelf.oldest(but=1) is two
+    assert shelf.tokens == 2
     shelf.put(Kept(1, "me", [1, 1]))
     assert shelf.oldest() is two
     assert shelf.take(2) is two
