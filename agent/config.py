@@ -5,18 +5,27 @@ Reading a file, and saying where in it an error stands, is `agent.config_file`.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 
 Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
 
+_MEMORY: Final = re.compile(r"([1-9][0-9]?|100)%|[1-9][0-9]{0,5}(\.[0-9]{1,3})?(MiB|GiB)")
+
+
+def _memory(value: object) -> int | str:
+    if isinstance(value, int) and not isinstance(value, bool) and 1 << 20 <= value <= 1 << 50:
+        return value
+    if isinstance(value, str) and _MEMORY.fullmatch(value):
+        return value
+    raise ValueError("must be a number of bytes from 1048576 on, or a text such as 800MiB, 1.5GiB or 60%")
+
+
 #: A number of bytes, or a text: 800MiB, 1.5GiB, or a share of the box's memory as 60%.
-Memory = (
-    Annotated[int, Field(ge=1 << 20, le=1 << 50)]
-    | Annotated[str, Field(pattern=r"^([1-9][0-9]?|100)%$|^[1-9][0-9]{0,5}(\.[0-9]{1,3})?(MiB|GiB)$")]
-)
+Memory = Annotated[int | str, PlainValidator(_memory)]
 
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
 

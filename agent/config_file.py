@@ -293,6 +293,8 @@ def explain(location: _Path, problem: Mapping[str, Any], model: type[BaseModel] 
             return f"{where}: must be at most {context['le']:.0f}{shown}"
         case "literal_error":
             return f"{where}: must be {context['expected']}{shown}"
+        case "value_error":
+            return f"{where}: {context['error']}{shown}"
         case "tuple_type":
             return f"{where}: must be a list{shown}; write each item on its own line after '- '"
         case "model_type":

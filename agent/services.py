@@ -114,6 +114,7 @@ class AgentServices:
             "uptime_s": round(trio.current_time() - self._started_at, 1),
             "jobs_running": self._active.running,
             "rss_bytes": process.memory_info().rss,
+            "memory_budget_bytes": self._pool.memory_budget(),
             "models": [
                 {
                     "name": held.name,
@@ -125,6 +126,11 @@ class AgentServices:
                     "running": held.running,
                     "queued": held.queued,
                     "error": held.error,
+                    "slots": held.slots,
+                    "size_bytes": held.size_bytes,
+                    "memory_bytes": held.memory_bytes,
+                    "cells": held.cells,
+                    "plan_note": held.plan_note,
                     **({"engine": held.engine, "url": held.url, "lend": held.lend} if held.engine else {}),
                 }
                 for held in self._pool.models()

@@ -1,7 +1,7 @@
 """How much memory a model takes, and how much of it fits into what there is. Pure.
 
 What llama.cpp 0c1e570 allocates on a CPU, with flash attention, one unified cache, and one output of each
-sequence a step; the figures behind it are in docs/adr/0023-memory-is-counted-before-loading.md.
+sequence a step; the figures behind it are in docs/adr/0019-memory-is-counted-before-loading.md.
 """
 
 from __future__ import annotations

@@ -58,6 +58,9 @@ def problems(text: str, tmp_path: Path, env: dict[str, str] | None = None) -> li
     return [line.removeprefix(f"{tmp_path}/") for line in caught.value.message.splitlines()]
 
 
+MEMORY = "must be a number of bytes from 1048576 on, or a text such as 800MiB, 1.5GiB or 60%"
+
+
 def refusal_of(text: str) -> str:
     """Why a configuration is refused, or nothing."""
     try:
@@ -93,6 +96,14 @@ def test_paths_stay_right_when_the_working_folder_changes(tmp_path: Path, monkey
     assert config.state_dir == tmp_path / "state"
 
 
+@pytest.mark.parametrize("value", ["60%", "100%", "800MiB", "1.5GiB", 1 << 30])
+def test_a_memory_budget_may_be_bytes_a_size_or_a_share(value: str | int, tmp_path: Path) -> None:
+    text = f"name: a\nmodels:\n  - {{path: a, memory_budget: {value}, slots: 2}}\nengine:\n  memory_budget: {value}\n"
+    config = read(text, tmp_path)
+    assert config.engine.memory_budget == config.models[0].memory_budget == value
+    assert config.models[0].slots == 2
+
+
 def test_a_name_is_all_that_a_file_needs(tmp_path: Path) -> None:
     assert read("name: a\n", tmp_path) == Config(name="a")
     assert problems("", tmp_path) == ["shoal.yaml:1: name is missing"]
@@ -113,7 +124,8 @@ def test_a_key_with_nothing_behind_it_counts_as_not_given(tmp_path: Path) -> Non
         ("nmae: a\nname: a\n", "shoal.yaml:1: unknown key 'nmae'; did you mean 'name'?"),
         ("name: a\n\nNET: {}\n", "shoal.yaml:3: unknown key 'NET'; did you mean 'net'?"),
         ("name: a\nmodels:\n  - path: a\n    nam: b\n", "shoal.yaml:4: unknown key 'nam' in models[0]; did you mean 'name'?"),
-        ("name: a\nmodels:\n  - {path: a, qqq: 1}\n", "shoal.yaml:3: unknown key 'qqq' in models[0]; valid keys: path, name"),
+        ("name: a\nmodels:\n  - {path: a, qqq: 1}\n",
+         "shoal.yaml:3: unknown key 'qqq' in models[0]; valid keys: path, name, context_tokens, slots, memory_budget"),
         ("name: a\nzzz: 1\n",
          "shoal.yaml:2: unknown key 'zzz'; valid keys: name, state_dir, seed_file, labels, net, http, models, engine, engines, timeouts, log"),
     ],
@@ -140,7 +152,14 @@ def test_b25_an_unknown_key_is_refused_with_its_line_and_the_nearest_valid_key(
         ("name: a\nnet:\n  peers: /ip4\n", "3: net.peers: must be a list, not '/ip4'; write each item on its own line after '- '"),
         ("name: a\nnet:\n  peers:\n    - 5\n", "4: net.peers[0]: must be text, not 5; put it in quotes"),
         ("name: a\nmodels:\n  path: x\n", "2: models: must be a list; write each item on its own line after '- '"),
-        ("name: a\nmodels:\n  - x\n", "3: models[0]: must be a mapping with the keys path, name, not 'x'"),
+        ("name: a\nmodels:\n  - x\n",
+         "3: models[0]: must be a mapping with the keys path, name, context_tokens, slots, memory_budget, not 'x'"),
+        ("name: a\nengine:\n  memory_budget: 2G\n",
+         f"3: engine.memory_budget: {MEMORY}, not '2G'"),
+        ("name: a\nengine:\n  memory_budget: true\n", f"3: engine.memory_budget: {MEMORY}, not True"),
+        ("name: a\nengine:\n  memory_budget: 101%\n", f"3: engine.memory_budget: {MEMORY}, not '101%'"),
+        ("name: a\nengine:\n  memory_budget: 1000\n", f"3: engine.memory_budget: {MEMORY}, not 1000"),
+        ("name: a\nengine:\n  slots: 65\n", "3: engine.slots: must be at most 64, not 65"),
         ("name: a\nengine:\n  threads: '4'\n", "3: engine.threads: must be a whole number, not '4'"),
         ("name: a\nengine:\n  threads: true\n", "3: engine.threads: must be a whole number, not True"),
         ("name: a\nengine:\n  threads: 1.5\n", "3: engine.threads: must be a whole number, not 1.5"),
