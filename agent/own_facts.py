@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -37,6 +37,9 @@ _CLONE_PAUSE: Final = 10.0
 _LONGEST_CLONE_PAUSE: Final = 600.0
 #: Peers whose accounts are kept; beyond, the smallest are no longer written.
 _MAX_ACCOUNTS: Final = 128
+#: Models the document is told of, two facts each. With the accounts and what else there is, that is less than a box may
+#: have (`MAX_FACTS`): one fact more would push out the oldest, which would be written again, without end.
+MAX_MODELS: Final = 48
 
 log = structlog.get_logger("shoal.facts")
 
@@ -185,9 +188,7 @@ class OwnFacts:
     def _wanted(self, replica: Replica) -> dict[str, object]:
         wanted: dict[str, object] = {"node": self._node().body(), "addr": list(self._addrs()[:16])}
         published = replica.facts_of(self._membership.identity.public_key)
-        for held in self._models():
-            if not held.hash or not held.lend:
-                continue
+        for held in documented(self._models()):
             wanted[f"hold/{held.hash}"] = {"name": held.name, "size": held.size_bytes, "complete": 1.0}
             if held.decode_rate is not None:
                 path = f"perf/{held.hash}"
@@ -211,6 +212,15 @@ class OwnFacts:
             disk=psutil.disk_usage(str(self._config.state_dir)).total,
             instance=self._instance,
         )
+
+
+def documented(models: Iterable[HeldModel]) -> list[HeldModel]:
+    """The models that the document is told of: the first that have a hash and are lent, of each hash one."""
+    kept: dict[str, HeldModel] = {}
+    for held in models:
+        if held.hash and held.lend and len(kept) < MAX_MODELS:
+            kept.setdefault(held.hash, held)
+    return list(kept.values())
 
 
 def _round(rate: float) -> float:
