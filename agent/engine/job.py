@@ -65,6 +65,8 @@ class QueuedJob:
                     tools=request.tools,
                     tool_choice=request.tool_choice,
                     truncate=request.truncate,
+                    session=request.session,
+                    owner=self.asker,
                 )
             )
         except (ProtocolError, UnicodeEncodeError) as error:

@@ -40,7 +40,6 @@ CHAT: Final[Mapping[str, Neutral]] = {
     "modalities": _one_of(["text"]),
     "moderation": _EMPTY,
     "prediction": _EMPTY,
-    "prompt_cache_key": _anything,
     "prompt_cache_options": _anything,
     "prompt_cache_retention": _anything,
     "reasoning_effort": _one_of("none"),

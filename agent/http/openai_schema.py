@@ -89,6 +89,7 @@ class _Request(_Model):
     logit_bias: dict[str, Any] = {}
     response_format: dict[str, Any] | None = None
     grammar: str | None = None
+    prompt_cache_key: str | None = Field(default=None, max_length=4096)
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -188,6 +189,7 @@ def parse_chat(body: bytes, header: Callable[[str], str | None], job_id: str) ->
             request.top_logprobs if request.logprobs else -1,
         ),
         truncate="" if request.truncate == "none" else request.truncate,
+        session=session_of(request.prompt_cache_key),
         traceparent=traceparent_of(header("traceparent")),
         **_form_fields(form),
     )
@@ -210,6 +212,7 @@ def parse_completion(body: bytes, header: Callable[[str], str | None], job_id: s
             request.max_tokens or COMPLETION_MAX_TOKENS,
             -1 if request.logprobs is None else request.logprobs,
         ),
+        session=session_of(request.prompt_cache_key),
         traceparent=traceparent_of(header("traceparent")),
         **_form_fields(form_of(request.response_format, request.grammar)),
     )
@@ -221,6 +224,11 @@ def seed_of(asked: int) -> int:
     if 0 <= asked < SEEDS:
         return asked
     return int.from_bytes(hashlib.sha256(str(asked).encode()).digest()[:8], "big") % SEEDS
+
+
+def session_of(key: str | None) -> str:
+    """A conversation's name from a client's key of any length and content."""
+    return hashlib.sha256(key.encode("utf-8", "replace")).hexdigest() if key else ""
 
 
 def traceparent_of(header: str | None) -> str | None:

@@ -140,7 +140,8 @@ class InferRequest(_Wire):
 
     `output` says what `output_text` is that the answer must obey: nothing, any JSON object, a JSON Schema or a GBNF
     grammar. `tools` is a JSON array of functions as OpenAI has them, `tool_choice` is auto, none, required or the name
-    of one. `truncate` says which turns may be left out of a chat that does not fit. `v` is 2 where one of these, or a
+    of one. `truncate` says which turns may be left out of a chat that does not fit. `session` names a conversation whose
+    memory may be kept for its next turn; a box that does not know it computes it again. `v` is 2 where one of these, or a
     field of `sampling` or of a message that is younger than 1, is used: a box that does not know them refuses the job
     and does not answer something else.
     """
@@ -158,6 +159,7 @@ class InferRequest(_Wire):
     tools: str = Field(default="", max_length=MAX_TOOLS_TEXT)
     tool_choice: str = Field(default="", max_length=64)
     truncate: Literal["", "oldest", "middle"] = ""
+    session: str = Field(default="", max_length=128)
     route: Annotated[tuple[PeerIdText, ...], FailFast()] = Field(default=(), max_length=MAX_ROUTE)
     traceparent: str | None = Field(default=None, max_length=64)
 

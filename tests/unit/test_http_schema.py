@@ -237,11 +237,22 @@ def test_what_is_wrong_or_unsupported_is_refused_by_name(fields: dict[str, Any],
         {"presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "logprobs": False},
         {"response_format": {"type": "text"}, "parallel_tool_calls": True, "tools": [], "tool_choice": "none"},
         {"top_k": 40, "min_p": 0.05, "repeat_penalty": 1, "truncate": "none", "top_logprobs": 0, "grammar": ""},
-        {"modalities": ["text"], "safety_identifier": "s", "prompt_cache_key": "k"},
+        {"modalities": ["text"], "safety_identifier": "s", "prompt_cache_key": None},
     ],
 )
 def test_known_fields_that_ask_for_nothing_are_accepted(fields: dict[str, Any]) -> None:
     assert chat(**fields) == chat()
+
+
+def test_a_cache_key_names_the_conversation_whatever_it_says() -> None:
+    assert chat().job.request.session == ""
+    one, same, other = (
+        chat(prompt_cache_key=key).job.request.session for key in ("a/../b \N{SNOWMAN}" * 9, "k", "other")
+    )
+    assert all(len(session) == 64 for session in (one, same, other))
+    assert len({one, same, other}) == 3
+    assert chat(prompt_cache_key="k").job.request.session == same
+    assert refusal(chat, prompt_cache_key="x" * 5000).details["param"] == "prompt_cache_key"
 
 
 @pytest.mark.parametrize(
