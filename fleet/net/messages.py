@@ -140,10 +140,10 @@ class InferRequest(_Wire):
 
     `output` says what `output_text` is that the answer must obey: nothing, any JSON object, a JSON Schema or a GBNF
     grammar. `tools` is a JSON array of functions as OpenAI has them, `tool_choice` is auto, none, required or the name
-    of one. `truncate` says which turns may be left out of a chat that does not fit. `session` names a conversation whose
-    memory may be kept for its next turn; a box that does not know it computes it again. `v` is 2 where one of these, or a
+    of one. `truncate` says which turns may be left out of a chat that does not fit. `v` is 2 where one of these, or a
     field of `sampling` or of a message that is younger than 1, is used: a box that does not know them refuses the job
-    and does not answer something else.
+    and does not answer something else. `session` names a conversation whose memory may be kept for its next turn; a
+    box that does not know it computes it again.
     """
 
     v: Literal[1, 2] = 1
