@@ -96,8 +96,8 @@ def estimate(
 ) -> Estimate:
     """What a model takes with a cache of `cells` tokens for `slots` sequences, `ubatch` tokens a step.
 
-    `outputs` is of how many tokens of a step the logits are wanted, by default one of each sequence. `kv_type` is the name of the
-    cache's tensor type.
+    `outputs` is of how many tokens of a step the logits are wanted, by default one of each sequence. `kv_type` is the
+    name of the cache's tensor type.
     """
     cells = _padded(cells)
     ubatch = min(ubatch, cells)

@@ -23,8 +23,10 @@ class Tenant(Protocol):
     """A model that is loaded or wants to be."""
 
     name: str
-    #: When it last had work, on trio's clock.
-    last_used: float
+
+    @property
+    def last_used(self) -> float:
+        """When it last had work, on trio's clock."""
 
     @property
     def idle(self) -> bool:

@@ -85,7 +85,10 @@ class Answer:
 @asynccontextmanager
 async def box(tmp_path: Path, path: Path | None = None, **config: Any) -> AsyncIterator[Box]:
     pool = EnginePool(
-        (ModelConfig(path=path or model_path()),), EngineConfig(**config), tmp_path / "state", lambda: None
+        (ModelConfig(path=path or model_path()),),
+        EngineConfig(**{"slots": 1, **config}),
+        tmp_path / "state",
+        lambda: None,
     )
     with trio.fail_after(LIMIT):
         async with trio.open_nursery() as nursery:

@@ -239,6 +239,21 @@ def test_what_never_fits_is_refused_with_both_numbers_and_the_others_serve(tmp_p
     trio.run(main)
 
 
+def test_a_model_that_cannot_be_loaded_keeps_no_memory(tmp_path: Path) -> None:
+    broken = next(one for one in corpus() if one.name == "model-tensor-missing")
+    (tmp_path / "broken.gguf").write_bytes(broken.data)
+
+    async def main() -> None:
+        models = [ModelConfig(path=tmp_path / "broken.gguf"), *tiny(tmp_path, "good")]
+        async with box(tmp_path, *models, memory_budget=ONE + MIB) as here:
+            with pytest.raises(ModelLoadError):
+                await here.run("broken")
+            assert await here.run("good") > 0
+            assert here.states() == ["failed", "loaded"]
+
+    trio.run(main)
+
+
 def test_a_model_gets_less_context_where_it_would_not_fit(tmp_path: Path) -> None:
     with model_path().open("rb") as file:
         facts = read_facts(file)

@@ -1,0 +1,215 @@
+"""The jobs of one model: those that wait, by turns of their askers, and those that its child runs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+import trio
+
+from agent.engine.child import Child
+from agent.engine.fair_queue import LOCAL, FairQueue, refusal
+from agent.engine.job import QueuedJob, asker_of
+from agent.engine.protocol import Begun, Cancel, Done, Failed, Step, encode
+from agent.engine.rates import MovingRate
+from agent.errors import AgentError, OverloadedError
+from fleet.errors import MessageError
+from fleet.net.messages import Delta, Finished, InferRequest, Started, parse_logprobs
+
+#: Seconds the child has to confirm a cancel before it is killed.
+CANCEL_LIMIT: Final = 2.0
+#: Seconds a job is taken to last before any has been measured.
+_JOB_GUESS: Final = 5.0
+
+log = structlog.get_logger("shoal.engine")
+
+
+class Workload:
+    """Takes jobs in, gives them to the child as it has slots, and their events to their callers.
+
+    All methods return at once and are called from the thread of the event loop. `on_change` is called when a job has
+    come or gone.
+    """
+
+    def __init__(self, name: str, *, slots: int, max_queue: int, on_change: Callable[[], None]) -> None:
+        self.name = name
+        self.slots = slots
+        self.decode = MovingRate()
+        self.prefill = MovingRate()
+        #: When a job last came or went, on trio's clock.
+        self.last_used = 0.0
+        self._max_queue = max_queue
+        self._on_change = on_change
+        self._ids = itertools.count()
+        self._waiting: FairQueue[QueuedJob] = FairQueue()
+        self._running: dict[int, QueuedJob] = {}
+        self._job_seconds = MovingRate()
+        self._child: Child | None = None
+        self._nursery: trio.Nursery | None = None
+
+    @property
+    def running(self) -> int:
+        """Jobs in the child."""
+        return len(self._running)
+
+    @property
+    def queued(self) -> int:
+        """Jobs that wait for a slot or for the model to load."""
+        return len(self._waiting)
+
+    @property
+    def retry_after(self) -> int:
+        """Seconds after which a job that is refused now may find a slot."""
+        return max(1, math.ceil((self._job_seconds.value or _JOB_GUESS) / self.slots))
+
+    def attach(self, child: Child, nursery: trio.Nursery, slots: int) -> None:
+        """A child is ready for jobs; those that wait go to it. `nursery` lives as long as it does."""
+        self._child, self._nursery, self.slots = child, nursery, slots
+        self._hand_out()
+
+    def detach(self) -> None:
+        """There is no child any more, or it is to have no more jobs; those it has are still its own."""
+        self._child = self._nursery = None
+
+    def forget_rates(self) -> None:
+        """What was measured was of another model."""
+        self.decode, self.prefill = MovingRate(), MovingRate()
+
+    def admit(self, request: InferRequest, context_tokens: int) -> QueuedJob:
+        """Take a job in. Raises OverloadedError when the queue, or its asker's share of it, is full, BadRequestError
+        for a request that is too large to be passed on.
+        """
+        self._refuse_what_is_too_much(request)
+        job = QueuedJob(next(self._ids), request, context_tokens)
+        self._waiting.put(job.asker, job)
+        self.last_used = trio.current_time()
+        self._hand_out()
+        self._on_change()
+        return job
+
+    def release(self, job: QueuedJob) -> None:
+        """The job's caller is done with it. A job that is not at its end is cancelled.
+
+        Its slot is free when the child confirms that, or after CANCEL_LIMIT, when the child is killed.
+        """
+        if self._waiting.remove(job.asker, job):
+            self._on_change()
+        elif job.id in self._running and self._child is not None and self._nursery is not None:
+            self._child.post(encode(Cancel(job.id)))
+            self._nursery.start_soon(self._confirm_cancel, job, self._child)
+
+    def take_event(self, child: Child, message: Begun | Step | Done | Failed, model_hash: str) -> None:
+        """Something the child says of jobs; a child that says what cannot be is killed."""
+        match message:
+            case Begun():
+                self._deliver(child, message.id, _started(self.name, model_hash, message))
+            case Step(items):
+                for id, text, tokens, logprobs in items:
+                    self._deliver_text(child, id, text, tokens, logprobs)
+            case Done():
+                self._leave(message.id, _finished(message))
+                self._measure(message)
+            case Failed():
+                self._leave(message.id, message)
+
+    def end(self, error: AgentError, *, running: bool = True, waiting: bool = False) -> int:
+        """End jobs with an error; returns how many there were."""
+        jobs = self._waiting.clear() if waiting else []
+        if running:
+            jobs += self._running.values()
+            self._running.clear()
+        for job in jobs:
+            job.end(error)
+        if jobs:
+            self._on_change()
+        return len(jobs)
+
+    def _refuse_what_is_too_much(self, request: InferRequest) -> None:
+        asker = asker_of(request)
+        running = [job.asker for job in self._running.values()]
+        reason = refusal(
+            asker,
+            capacity=self.slots + self._max_queue,
+            total=self.running + self.queued,
+            of_asker=running.count(asker) + self._waiting.count(asker),
+            of_peers=self.running + self.queued - running.count(LOCAL) - self._waiting.count(LOCAL),
+        )
+        if reason is not None:
+            raise OverloadedError(
+                f"no more jobs for {self.name} are taken now: {reason}",
+                details={"queued": self.queued, "running": self.running},
+                retry_after=self.retry_after,
+            )
+
+    async def _confirm_cancel(self, job: QueuedJob, child: Child) -> None:
+        with trio.move_on_after(CANCEL_LIMIT) as waiting:
+            await job.left_child.wait()
+        if waiting.cancelled_caught:
+            log.warning("engine.child_hung", model=self.name, pid=child.pid, job=job.request.job)
+            child.kill()
+
+    def _deliver(self, child: Child, id: int, event: Started | Delta) -> None:
+        job = self._running.get(id)
+        if job is not None and not job.put(event):
+            log.error("engine.child_overran", model=self.name, pid=child.pid, job=job.request.job)
+            child.kill()
+
+    def _deliver_text(self, child: Child, id: int, text: str, tokens: int, logprobs: str) -> None:
+        try:
+            likely = parse_logprobs(logprobs) if logprobs else ()
+        except MessageError as error:
+            log.error("engine.child_confused", model=self.name, pid=child.pid, reason=error.message)
+            child.kill()
+            return
+        self._deliver(child, id, Delta(text=text, tokens=tokens, logprobs=likely))
+
+    def _leave(self, id: int, end: Finished | Failed | None) -> None:
+        """A job is out of the child; its slot goes to the next."""
+        job = self._running.pop(id, None)
+        if job is None:
+            return
+        job.end(end)
+        self.last_used = trio.current_time()
+        self._job_seconds.add(self.last_used - job.began)
+        self._hand_out()
+        self._on_change()
+
+    def _measure(self, done: Done) -> None:
+        if done.completion_tokens >= 8 and done.decode_ms > 0:
+            self.decode.add((done.completion_tokens - 1) * 1000 / done.decode_ms)
+        if done.prompt_tokens >= 16 and done.prefill_ms > 0 and done.reason != "cancelled":
+            self.prefill.add(done.prompt_tokens * 1000 / done.prefill_ms)
+
+    def _hand_out(self) -> None:
+        """Give waiting jobs to the child as far as it has slots, by turns of their askers."""
+        while self._child is not None and self._waiting and len(self._running) < self.slots:
+            job = self._waiting.take()
+            job.began = trio.current_time()
+            self._running[job.id] = job
+            self._child.post(job.frame)
+
+
+def _started(name: str, hash: str, begun: Begun) -> Started:
+    return Started(
+        model=name,
+        hash=hash,
+        prompt_tokens=begun.prompt_tokens,
+        cut_tokens=begun.cut,
+        cut_messages=begun.cut_messages,
+    )
+
+
+def _finished(done: Done) -> Finished | None:
+    """The last event of a job; None for one that was cancelled, which nobody waits for."""
+    if done.reason == "cancelled":
+        return None
+    return Finished(
+        reason=done.reason,
+        prompt_tokens=done.prompt_tokens,
+        completion_tokens=done.completion_tokens,
+        prefill_ms=done.prefill_ms,
+        decode_ms=done.decode_ms,
+    )
