@@ -19,6 +19,11 @@ from agent.errors import BadRequestError
 #: Of the likeliest tokens so many are looked at before the whole vocabulary is, and so many that fit are enough.
 _LIKELIEST: Final = 256
 _ENOUGH: Final = 64
+#: Of those that may fit by their first byte so many are looked at once one was found.
+_LOOK: Final = 2000
+#: Work (see `Walk.work`) that one token may cost, and looking for those that fit: tens of milliseconds.
+_TOKEN_WORK: Final = 20_000
+_SEARCH_WORK: Final = 100_000
 #: What a walk may keep before it is cut back to where it stands.
 _MAX_KEPT: Final = 200_000
 
@@ -35,14 +40,14 @@ class Vocabulary:
 
 
 class Enforcer:
-    """One sequence under a grammar. All calls return within milliseconds, whatever the grammar."""
+    """One sequence under a grammar. A look takes microseconds, a search tens of milliseconds, whatever the grammar."""
 
     def __init__(self, grammar: str, vocabulary: Vocabulary, prefix: str = "") -> None:
         """`prefix` is text of the answer that exists. Raises BadRequestError for a grammar that cannot be used."""
         self._vocabulary = vocabulary
         try:
             self._walk = Walk(Automaton(grammar, limit=MAX_PRODUCED))
-            state = self._walk.text(self._walk.begin, prefix)
+            state = self._walk.text(self._walk.begin, prefix, self._walk.work + 10 * _SEARCH_WORK)
         except TooAmbiguousError:
             raise _too_ambiguous() from None
         if state is None:
@@ -80,33 +85,43 @@ class Enforcer:
         """
         count = min(_LIKELIEST, len(logits))
         best = np.argpartition(logits, -count)[-count:]
-        found = [int(token) for token in best[np.argsort(-logits[best])] if self.takes(int(token))]
+        most = self._walk.work + _SEARCH_WORK
+        found: list[int] = []
+        for token in best[np.argsort(-logits[best])]:
+            if self._walk.work > most:
+                break
+            if self.takes(int(token)):
+                found.append(int(token))
         if found:
             return found
+        most = self._walk.work + _SEARCH_WORK
         fits = self._vocabulary.usable & self._first_bytes()[self._vocabulary.first]
         if self._state.complete and not self._pending:
             found = list(self._vocabulary.ends)
         left = np.flatnonzero(fits)
-        for token in left[np.argsort(-logits[left])]:
+        for looked, token in enumerate(left[np.argsort(-logits[left])]):
+            if len(found) >= _ENOUGH or (found and looked >= _LOOK) or self._walk.work > most:
+                break
             if self._after(int(token)) is not None:
                 found.append(int(token))
-                if len(found) >= _ENOUGH:
-                    break
         return sorted(found, key=lambda token: -float(logits[token]))
 
     def _after(self, token: int) -> tuple[State, bytes] | None:
         """Where a token leads, None where it does not fit."""
-        data = self._pending + self._vocabulary.pieces[token]
-        if not self._vocabulary.pieces[token]:
+        piece = self._vocabulary.pieces[token]
+        if not piece:
             return None
-        decoder = codecs.getincrementaldecoder("utf-8")()
         try:
-            text = decoder.decode(data)
+            text, rest = (self._pending + piece).decode(), b""
         except UnicodeDecodeError:
-            return None
-        rest = decoder.getstate()[0]
+            decoder = codecs.getincrementaldecoder("utf-8")()
+            try:
+                text = decoder.decode(self._pending + piece)
+            except UnicodeDecodeError:
+                return None
+            rest = decoder.getstate()[0]
         try:
-            state = self._walk.text(self._state, text)
+            state = self._walk.text(self._state, text, self._walk.work + _TOKEN_WORK)
             if state is None or (rest and not self._walk.may_follow(state, *_range_of(rest))):
                 return None
         except TooAmbiguousError:
