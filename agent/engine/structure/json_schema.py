@@ -14,6 +14,16 @@ from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import unquote
 
+from agent.engine.structure.combine import both, merged_of
+from agent.engine.structure.keywords import (
+    ASSERTIONS,
+    FORMATS,
+    MEANT,
+    NUMBER,
+    REFUSED,
+    TYPES,
+    is_of,
+)
 from agent.engine.structure.notation import Grammar, TooLargeError, json_text, literal
 from agent.engine.structure.numbers import integers, numbers
 from agent.engine.structure.pattern import PatternError, string_of
@@ -26,52 +36,6 @@ MAX_NESTING: Final = 48
 MAX_VALUES: Final = 8192
 #: Counts of items and characters past this cannot be reached: an answer has at most so many characters.
 UNREACHABLE: Final = 1 << 24
-
-_TYPES: Final = ("object", "array", "string", "integer", "number", "boolean", "null")
-_OBJECT: Final = frozenset({"properties", "required", "additionalProperties"})
-_ARRAY: Final = frozenset({"items", "prefixItems", "additionalItems", "minItems", "maxItems"})
-_STRING: Final = frozenset({"minLength", "maxLength", "pattern", "format"})
-_NUMBER: Final = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
-_MEANT: Final = {"object": _OBJECT, "array": _ARRAY, "string": _STRING, "number": _NUMBER}
-_ASSERTIONS: Final = _OBJECT | _ARRAY | _STRING | _NUMBER | {"type", "enum", "const", "anyOf", "oneOf", "allOf", "$ref"}
-#: What is known and cannot be kept to, and the values of it that ask for nothing.
-_REFUSED: Final[Mapping[str, tuple[object, ...]]] = {
-    "not": (),
-    "if": (),
-    "then": (),
-    "else": (),
-    "dependentRequired": ({},),
-    "dependentSchemas": ({},),
-    "dependencies": ({},),
-    "patternProperties": ({},),
-    "propertyNames": (True, {}),
-    "minProperties": (0,),
-    "maxProperties": (),
-    "unevaluatedProperties": (True,),
-    "unevaluatedItems": (True,),
-    "contains": (),
-    "minContains": (),
-    "maxContains": (),
-    "uniqueItems": (False,),
-    "multipleOf": (),
-    "$dynamicRef": (),
-    "$recursiveRef": (),
-}
-
-_DATE: Final = '[0-9]{4} "-" ( "0" [1-9] | "1" [0-2] ) "-" ( "0" [1-9] | "1" [0-9] | "2" [0-8] )'
-_TIME: Final = (
-    '( [01] [0-9] | "2" [0-3] ) ":" [0-5] [0-9] ":" [0-5] [0-9] ( "." [0-9]{1,6} )?'
-    ' ( "Z" | [-+] ( [01] [0-9] | "2" [0-3] ) ":" [0-5] [0-9] )'
-)
-_HEX: Final = "[0-9a-f]"
-_UUID: Final = f'{_HEX}{{8}} "-" {_HEX}{{4}} "-" {_HEX}{{4}} "-" {_HEX}{{4}} "-" {_HEX}{{12}}'
-#: Formats that are kept to. A day past the 28th is left out: not every month has it.
-_FORMATS: Final = {
-    "date": f'"\\"" {_DATE} "\\""',
-    "time": f'"\\"" {_TIME} "\\""',
-    "date-time": f'"\\"" {_DATE} "T" {_TIME} "\\""',
-    "uuid": f'"\\"" {_UUID} "\\""',
-}
 
 
 def read_schema(text: str, param: str = "response_format") -> object:
@@ -145,7 +109,7 @@ class _Converter:
         return self._typed(schema, where, depth, direct)
 
     def _refuse(self, schema: Mapping[str, Any], where: str) -> None:
-        for key, neutral in _REFUSED.items():
+        for key, neutral in REFUSED.items():
             if key in schema and not any(
                 schema[key] == value and isinstance(schema[key], bool) == isinstance(value, bool) for value in neutral
             ):
@@ -157,7 +121,7 @@ class _Converter:
         pointer, target = self._resolve(schema["$ref"], f"{where}/$ref")
         if pointer in direct:
             raise self._problem("this reference comes back to itself", f"{where}/$ref")
-        rest = {key: value for key, value in schema.items() if key in _ASSERTIONS and key != "$ref"}
+        rest = {key: value for key, value in schema.items() if key in ASSERTIONS and key != "$ref"}
         if rest:
             merged = self._merge(self._plain(target, f"{where}/$ref"), rest, where)
             return self._rule(merged, where, depth + 1, (*direct, pointer))
@@ -207,7 +171,7 @@ class _Converter:
         parts = schema["allOf"]
         if not isinstance(parts, list) or not parts:
             raise self._problem("allOf is a list of at least one schema", f"{where}/allOf")
-        merged = {key: value for key, value in schema.items() if key in _ASSERTIONS and key != "allOf"}
+        merged = {key: value for key, value in schema.items() if key in ASSERTIONS and key != "allOf"}
         for index, part in enumerate(parts):
             at = f"{where}/allOf/{index}"
             plain = self._plain(part, at)
@@ -219,7 +183,7 @@ class _Converter:
                 if pointer in seen or self._visits > MAX_VISITS:
                     raise self._problem("this reference comes back to itself", f"{at}/$ref")
                 seen = (*seen, pointer)
-                rest = {key: value for key, value in plain.items() if key in _ASSERTIONS and key != "$ref"}
+                rest = {key: value for key, value in plain.items() if key in ASSERTIONS and key != "$ref"}
                 target = self._plain(target, at)
                 self._refuse(target, at)
                 plain = self._merge(target, rest, at) if rest else target
@@ -231,7 +195,7 @@ class _Converter:
         options = schema[key]
         if not isinstance(options, list) or not options:
             raise self._problem(f"{key} is a list of at least one schema", f"{where}/{key}")
-        base = {name: value for name, value in schema.items() if name in _ASSERTIONS and name != key}
+        base = {name: value for name, value in schema.items() if name in ASSERTIONS and name != key}
         names = []
         for index, option in enumerate(options):
             at = f"{where}/{key}/{index}"
@@ -241,58 +205,10 @@ class _Converter:
         return self._grammar.rule(" | ".join(dict.fromkeys(names)))
 
     def _merge(self, one: Mapping[str, Any], other: Mapping[str, Any], where: str) -> dict[str, Any]:
-        """A schema that is obeyed where both are. Raises SchemaError where that cannot be said as one schema."""
         self._refuse(one, where)
         self._refuse(other, where)
-        merged = {key: value for key, value in one.items() if key in _ASSERTIONS}
-        for key, value in other.items():
-            if key not in _ASSERTIONS:
-                continue
-            if key not in merged or merged[key] == value:
-                merged[key] = value
-            else:
-                merged[key] = self._both(key, merged[key], value, where)
-        closed = [part for part in (one, other) if part.get("additionalProperties") is False]
-        named = merged.get("properties", {})
-        if closed and isinstance(named, dict):
-            # What one part closes is closed for the properties that another part adds, too.
-            allowed = [set(part["properties"]) for part in closed if isinstance(part.get("properties"), dict)]
-            allowed += [set()] * (len(closed) - len(allowed))
-            merged["properties"] = {
-                name: value for name, value in named.items() if all(name in part for part in allowed)
-            }
-        return merged
-
-    def _both(self, key: str, one: Any, other: Any, where: str) -> Any:
         self._visits += 1
-        match key:
-            case "properties" if isinstance(one, dict) and isinstance(other, dict):
-                both = {name: {"allOf": [one[name], other[name]]} for name in one if name in other}
-                return {**one, **other, **both}
-            case "required" if isinstance(one, list) and isinstance(other, list):
-                return [*one, *other]
-            case "items" | "additionalProperties" if False not in (one, other):
-                return {"allOf": [one, other]}
-            case "items" | "additionalProperties":
-                return False
-            case "allOf" if isinstance(one, list) and isinstance(other, list):
-                return [*one, *other]
-            case "type":
-                ones, others = ([kind] if isinstance(kind, str) else kind for kind in (one, other))
-                if isinstance(ones, list) and isinstance(others, list):
-                    common = [kind for kind in ones if kind in others or (kind == "integer" and "number" in others)]
-                    common += [kind for kind in others if kind == "integer" and "number" in ones and kind not in common]
-                    if common:
-                        return common
-                    raise self._problem("no value is of all these types", where)
-            case "minimum" | "exclusiveMinimum" | "minLength" | "minItems" if _are_numbers(one, other):
-                return max(one, other)
-            case "maximum" | "exclusiveMaximum" | "maxLength" | "maxItems" if _are_numbers(one, other):
-                return min(one, other)
-            case "enum" if isinstance(one, list) and isinstance(other, list):
-                wanted = {json.dumps(value, sort_keys=True) for value in other}
-                return [value for value in one if json.dumps(value, sort_keys=True) in wanted]
-        raise self._problem(f"two values of {key} cannot be combined", where)
+        return merged_of(one, other, lambda message: self._problem(message, where))
 
     # --- values -----------------------------------------------------------------------------------------------------
 
@@ -305,10 +221,10 @@ class _Converter:
         if self._values > MAX_VALUES:
             raise self._problem(f"there are more than {MAX_VALUES} values", f"{where}/{key}")
         kinds = self._kinds(schema, where)
-        kept = [value for value in values if kinds is None or any(_is_of(value, kind) for kind in kinds)]
+        kept = [value for value in values if kinds is None or any(is_of(value, kind) for kind in kinds)]
         if key == "const" and "enum" in schema:
-            kept = self._both("enum", schema["enum"], kept, where)
-        others = [name for name in schema if name in _ASSERTIONS - {"const", "enum", "type"}]
+            kept = both("enum", schema["enum"], kept, lambda message: self._problem(message, where))
+        others = [name for name in schema if name in ASSERTIONS - {"const", "enum", "type"}]
         if others:
             raise self._problem(f"{others[0]} cannot be combined with {key}", f"{where}/{others[0]}")
         if not kept:
@@ -326,15 +242,15 @@ class _Converter:
         if kinds is None:
             return None
         listed = [kinds] if isinstance(kinds, str) else kinds
-        if not isinstance(listed, list) or not listed or any(kind not in _TYPES for kind in listed):
-            raise self._problem(f"a type is one of {', '.join(_TYPES)}, or a list of them", f"{where}/type")
+        if not isinstance(listed, list) or not listed or any(kind not in TYPES for kind in listed):
+            raise self._problem(f"a type is one of {', '.join(TYPES)}, or a list of them", f"{where}/type")
         return listed
 
     def _typed(self, schema: dict[str, Any], where: str, depth: int, direct: tuple[str, ...]) -> str:
         kinds = self._kinds(schema, where)
         if kinds is None:
             # Without a type, a keyword says which type is meant: the answers then are those that it was written for.
-            kinds = [kind for kind, keys in _MEANT.items() if keys & schema.keys()]
+            kinds = [kind for kind, keys in MEANT.items() if keys & schema.keys()]
             if not kinds:
                 return self._grammar.value
         if "number" in kinds:
@@ -363,7 +279,7 @@ class _Converter:
         pattern, form = schema.get("pattern"), schema.get("format")
         if form is not None and not isinstance(form, str):
             raise self._problem("a format is a string", f"{where}/format")
-        kept = form in _FORMATS
+        kept = form in FORMATS
         if (pattern is not None) + kept + (least > 0 or most is not None) > 1:
             keys = [key for key in ("pattern", "minLength", "maxLength", "format") if key in schema]
             raise self._problem(f"{' and '.join(keys)} cannot be kept to together", f"{where}/{keys[0]}")
@@ -375,7 +291,7 @@ class _Converter:
             except PatternError as error:
                 raise self._problem(str(error), f"{where}/pattern") from None
         if kept:
-            return self._grammar.rule(_FORMATS[str(form)])
+            return self._grammar.rule(FORMATS[str(form)])
         if not least and most is None:
             return self._grammar.string
         if most is not None and most < least:
@@ -408,7 +324,7 @@ class _Converter:
             highs += [math.ceil(below) - 1] if below is not None else []
             options = integers(max(lows, default=None), min(highs, default=None))
         else:
-            for key in sorted(_NUMBER & schema.keys()):
+            for key in sorted(NUMBER & schema.keys()):
                 bound = self._bound(schema, key, where)
                 if bound is not None and bound != int(bound):
                     raise self._problem("a bound of a number that is not whole cannot be kept to", f"{where}/{key}")
@@ -520,23 +436,3 @@ class _Converter:
 
     def _problem(self, message: str, where: str) -> SchemaError:
         return SchemaError(message, where, self._param)
-
-
-def _are_numbers(*values: object) -> bool:
-    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-
-
-def _is_of(value: object, kind: str) -> bool:
-    match kind:
-        case "object":
-            return isinstance(value, dict)
-        case "array":
-            return isinstance(value, list)
-        case "string":
-            return isinstance(value, str)
-        case "boolean":
-            return isinstance(value, bool)
-        case "null":
-            return value is None
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and (kind == "number" or float(value).is_integer())  # type: ignore[arg-type]
