@@ -89,6 +89,8 @@ def test_what_is_not_forced_has_no_grammar_but_that_of_its_output() -> None:
         (wishes(tools="", output="grammar", text="root ::= a"), "grammar"),
         (wishes(tools="", output="schema", text="{"), "response_format"),
         (wishes(tools="", output="schema", text='{"not": {}}'), "response_format"),
+        (wishes(tools="", output="schema", text=json.dumps({"prefixItems": [{"minimum": n} for n in range(1500)]})),
+         "response_format"),
         (wishes(tools="{}"), "tools"),
         (wishes(tools="["), "tools"),
         (wishes(tools="[" * 5000), "tools"),

@@ -8,6 +8,7 @@ from agent.engine.structure.automaton import Automaton, TooAmbiguousError, Walk
 from agent.engine.structure.gbnf import MAX_GRAMMAR, MAX_PRODUCED
 from agent.engine.structure.json_schema import read_schema, rule_of
 from agent.engine.structure.notation import Grammar, TooLargeError
+from agent.engine.structure.problem import GrammarError
 from agent.engine.structure.tools import CallForm, Function, call_rule, read_tools
 from agent.errors import BadRequestError
 
@@ -61,6 +62,12 @@ def check(wishes: Wishes) -> None:
     if text:
         try:
             Walk(Automaton(text, limit=MAX_PRODUCED))
+        except GrammarError:
+            # `grammar_for` has looked at a grammar of the client's own: this one was made of a schema or functions.
+            param = "response_format" if wishes.output else "tools"
+            raise BadRequestError(
+                f"{param}: too large once it is written out as a grammar", details={"param": param}
+            ) from None
         except TooAmbiguousError:
             param = "grammar" if wishes.output == "grammar" else "response_format" if wishes.output else "tools"
             raise BadRequestError(
