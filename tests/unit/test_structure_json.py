@@ -106,7 +106,7 @@ def schemas(draw: Any, depth: int = 3) -> tuple[Any, Any]:
             )
         case _:
             # Names are written as they are, not as escapes.
-            names = draw(st.lists(st.text("ab \"\\", max_size=4), unique=True, max_size=5))
+            names = draw(st.lists(st.text('ab "\\', max_size=4), unique=True, max_size=5))
             parts = {name: draw(schemas(depth - 1)) for name in names}
             kept = [name for name in names if draw(st.booleans())]
             required = [name for name in kept if draw(st.booleans())]
