@@ -73,7 +73,9 @@ class EngineConfig(_Section):
     `slots` is how many requests a model runs at a time. `memory_budget` is for all models together, None for what the
     box has available less a reserve; a model gets less context and fewer slots where it would not fit.
 
-    With `detect`, servers at well-known ports of this machine are looked for (`agent.engine_url`).
+    `session_cache_mib` is how much of the disk a model may take for conversations that have a name
+    (`prompt_cache_key`), 0 for none. With `detect`, servers at well-known ports of this machine are looked for
+    (`agent.engine_url`).
     """
 
     context_tokens: int = Field(default=4096, ge=64, le=1 << 20)
@@ -82,6 +84,7 @@ class EngineConfig(_Section):
     threads: int | None = Field(default=None, ge=1, le=512)
     gpu_layers: int = Field(default=0, ge=-1, le=10_000)
     max_queue: int = Field(default=32, ge=0, le=10_000)
+    session_cache_mib: int = Field(default=256, ge=0, le=1 << 20)
     preload: bool = True
     load_timeout: Seconds = 120.0
     detect: bool = False

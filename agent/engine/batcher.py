@@ -6,7 +6,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, Final, Literal
 
 from agent.engine.context import AbortedError, Context, LostError, NoRoomError
@@ -91,7 +91,7 @@ class Batcher:
         self._order += 1
         sequence = Running(job.id, job.owner, list(request.tokens), len(request.tokens), self._order)
         self._waiting.append(_Live(request, sequence, sampler))
-        self._send(Begun(job.id, len(request.tokens), request.cut))
+        self._send(Begun(job.id, len(request.tokens), request.cut, request.cut_messages))
 
     def fail(self, id: int, error: AgentError) -> None:
         """Tell that a request cannot be run."""
@@ -389,6 +389,11 @@ class Batcher:
             if live.text.stopped:
                 return "stop"
         return reason
+
+
+def nothing_runs(id: int) -> Statistics:
+    """The statistics of a model that runs no sequences."""
+    return Statistics(id, *[0] * (len(fields(Statistics)) - 1))
 
 
 def failed(id: int, error: AgentError) -> Failed:

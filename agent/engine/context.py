@@ -43,14 +43,16 @@ class NoRoomError(Exception):
 class Context:
     """The sequences of one model. Everything but `abort` belongs to one thread."""
 
-    def __init__(self, model: Model, *, cells: int, sequences: int, threads: int) -> None:
-        """`cells` tokens in all, of at most `sequences` sequences. Raises ModelLoadError."""
+    def __init__(self, model: Model, *, cells: int, sequences: int, threads: int, batch: int = BATCH) -> None:
+        """`cells` tokens in all, of at most `sequences` sequences, `batch` in a step. Raises ModelLoadError."""
         self._model = model
         self._aborting = False
         params = ll.llama_context_default_params()
         params.n_ctx = cells
-        params.n_batch = params.n_ubatch = min(BATCH, cells)
+        params.n_batch = params.n_ubatch = min(batch, cells)
         params.n_seq_max = sequences
+        # Room for one token's logits a sequence: for a whole batch of a large vocabulary it would be half a gigabyte.
+        params.n_outputs_max = sequences
         params.n_threads = params.n_threads_batch = threads
         params.kv_unified = True
         # Layers with a sliding window keep that window only: full-size ones cost Gemma a tenth of its speed.

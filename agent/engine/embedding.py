@@ -93,6 +93,15 @@ class Embedder:
         """Take a request in."""
         self._open.append(_Open(texts))
 
+    def probe(self) -> float:
+        """Tokens per second of a short text."""
+        token = self._model.tokenize([Span("the")])[-1]
+        texts = [[token] * min(32, self._room)]
+        self._vectors("", texts)
+        began = time.perf_counter()
+        self._vectors("", texts)
+        return len(texts[0]) / (time.perf_counter() - began)
+
     def step(self, fail: Callable[[int, AgentError], None]) -> None:
         """The vectors of some texts of the request whose turn it is; requests take turns."""
         cancelled = self._inbox.cancelled()

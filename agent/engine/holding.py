@@ -19,12 +19,13 @@ from agent.engine.child import Child
 from agent.engine.identify import HashCache, Identity, identify, stamp_of
 from agent.engine.job import QueuedJob
 from agent.engine.memory import Plan, Wish, size_of
-from agent.engine.protocol import Begun, Done, Failed, Load, Loaded, Step, Up, encode
+from agent.engine.protocol import Begun, Done, Failed, Load, Loaded, Statistics, Step, Up, encode
 from agent.engine.quarantine import COOL_DOWN, CRASHES, Quarantine
+from agent.engine.questions import Questions
 from agent.engine.rates import MovingRate
 from agent.engine.room import NoRoomError, Room
 from agent.engine.workload import Workload
-from agent.errors import DrainingError, EngineError, ModelLoadError, OverloadedError
+from agent.errors import DrainingError, EngineError, ModelLoadError, NoLocalModelError, OverloadedError
 from fleet.models.reference import canonical_name
 from fleet.net.messages import InferRequest
 
@@ -57,6 +58,7 @@ class Holding:
         *,
         room: Room,
         quarantine: Quarantine,
+        sessions: Path,
     ) -> None:
         self.path: Path = model.path
         self.name = canonical_name(model.name or model.path.name)
@@ -67,10 +69,13 @@ class Holding:
         self.plan: Plan | None = None
         self.identified = trio.Event()
         self.pid: int | None = None
+        self._child: Child | None = None
         self._model = model
         self._config = config
         self._room = room
         self._quarantine = quarantine
+        self._sessions = sessions
+        self._questions = Questions()
         #: Whether it is loaded only when a job comes; so is one that had to leave, or found no room when it started.
         self._on_demand = not config.preload
         self._scope: trio.CancelScope | None = None
@@ -297,7 +302,7 @@ class Holding:
             reason = f"no process could be started for it: {error.strerror}"
             self._fail(reason, remedy="free memory", retry_at=trio.current_time() + LOAD_AGAIN)
             return
-        self.pid, self.plan = child.pid, plan
+        self._child, self.pid, self.plan = child, child.pid, plan
         child.post(encode(self._load_message(plan)))
         log.info(
             "engine.loading", model=self.name, pid=child.pid, context=plan.context, slots=plan.slots, cells=plan.cells,
@@ -311,7 +316,8 @@ class Holding:
                     nursery.cancel_scope.cancel()
         finally:
             self._jobs.detach()
-            self.pid = self.plan = self._scope = None
+            self._questions.give_up()
+            self._child = self.pid = self.plan = self._scope = None
         if self._leaving:
             return
         if self._changed:
@@ -331,7 +337,16 @@ class Holding:
             cells=plan.cells,
             batch=plan.batch,
             embeddings=int(facts is not None and facts.embedding),
+            sessions=str(self._sessions / self.identity.hash.removeprefix("sha256:")),
+            session_bytes=self._config.session_cache_mib << 20,
         )
+
+    async def statistics(self) -> Statistics:
+        """What the child says of itself. Raises NoLocalModelError where there is none, EngineError where it ends."""
+        child = self._child
+        if child is None or self.state != "loaded":
+            raise NoLocalModelError(f"{self.name} is not loaded")
+        return await self._questions.ask(child)
 
     def _after_death(self, child: Child, plan: Plan, *, oom: bool) -> None:
         was_loaded = self.state == "loaded"
@@ -395,6 +410,8 @@ class Holding:
                 self._set_state("loaded")
                 self._jobs.attach(child, nursery, message.slots)
                 self._note_load()
+            case Statistics():
+                self._questions.answer(message)
             case Failed(id=-1):
                 self._load_error = message.message
             case Begun() | Step() | Done() | Failed():

@@ -136,11 +136,13 @@ class Model:
     def _tokenize(self, text: str, *, special: bool) -> list[int]:
         data = text.encode()
         room = len(data) + 16
-        tokens = (ll.llama_token * room)()
-        count = ll.llama_tokenize(self.vocab, data, len(data), tokens, room, False, special)
-        if count < 0:
-            raise EngineError(f"a text of {len(data)} bytes gave more than {room} tokens")
-        return list(tokens[:count])
+        for _ in range(2):
+            tokens = (ll.llama_token * room)()
+            count = ll.llama_tokenize(self.vocab, data, len(data), tokens, room, False, special)
+            if count >= 0:
+                return list(tokens[:count])
+            room = -count  # a vocabulary of bytes may take three tokens for one
+        raise EngineError(f"a text of {len(data)} bytes cannot be tokenised")
 
     def _text_of(self, token: int) -> str:
         text = ll.llama_vocab_get_text(self.vocab, token) if token >= 0 else None

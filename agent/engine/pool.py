@@ -17,6 +17,7 @@ from agent.engine.external.workload import ExternalJob
 from agent.engine.holding import Holding, State
 from agent.engine.identify import HashCache
 from agent.engine.job import QueuedJob
+from agent.engine.protocol import Statistics
 from agent.engine.quarantine import Quarantine
 from agent.engine.room import Room
 from agent.errors import ModelLoadError, NoLocalModelError
@@ -92,7 +93,16 @@ class EnginePool:
             cache, quarantine = HashCache(state_dir / "model-hashes.json"), Quarantine()
             self._room = Room(config.memory_budget)
             self._holdings = [
-                Holding(model, config, cache, on_change, room=self._room, quarantine=quarantine) for model in models
+                Holding(
+                    model,
+                    config,
+                    cache,
+                    on_change,
+                    room=self._room,
+                    quarantine=quarantine,
+                    sessions=state_dir / "sessions",
+                )
+                for model in models
             ]
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -155,6 +165,16 @@ class EnginePool:
         for holding in failed:
             holding.retry()
         return bool(failed)
+
+    async def stats(self, model_hash: str) -> Statistics:
+        """What the process of one of this box's own models says of itself between two of its steps.
+
+        Raises NoLocalModelError where there is none that is loaded, EngineError where it ends before it answers.
+        """
+        holding = self._find_own(model_hash)
+        if holding is None:
+            raise NoLocalModelError(f"this box does not hold {model_hash}")
+        return await holding.statistics()
 
     async def generate(
         self, model_hash: str, request: InferRequest, emit: Callable[[Started | Delta | Finished], Awaitable[None]]

@@ -19,7 +19,7 @@ from agent.engine.structure.prompt import build
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request that fits: its prompt, how many new tokens it may have, and how many of the prompt's were left out.
+    """A request that fits: its prompt, how many new tokens it may have, and what was left out of it.
 
     `enforcer` keeps the answer to its grammar; it has a state, and serves this request alone. `saved` is what is on
     disk of its conversation.
@@ -29,6 +29,7 @@ class Prepared:
     tokens: list[int]
     limit: int
     cut: int = 0
+    cut_messages: int = 0
     enforcer: Enforcer | None = None
     saved: Saved | None = None
 
@@ -53,7 +54,8 @@ class Preparer:
         prompt = build(job, self._template, lambda: Shield(self._control), self._model.tokenize, self._context_tokens)
         limit = self._context_tokens - len(prompt.tokens)
         saved = self._sessions.load(job.owner, job.session) if self._sessions and job.session else None
-        return Prepared(job, prompt.tokens, min(limit, job.max_tokens or limit), prompt.cut_tokens, enforcer, saved)
+        limit = min(limit, job.max_tokens or limit)
+        return Prepared(job, prompt.tokens, limit, prompt.cut_tokens, prompt.cut_messages, enforcer, saved)
 
     def _words(self) -> Vocabulary:
         """All texts of the vocabulary: a second's work for a large one, done when the first grammar comes."""

@@ -19,7 +19,7 @@ from typing import Final, NoReturn
 
 import llama_cpp
 
-from agent.engine.batcher import Batcher, failed
+from agent.engine.batcher import Batcher, failed, nothing_runs
 from agent.engine.chat import Span
 from agent.engine.context import Context
 from agent.engine.embedding import Embedder, Texts, tokenise
@@ -43,7 +43,7 @@ from agent.engine.protocol import (
 )
 from agent.engine.schedule import Running, Slice
 from agent.engine.sessions import Sessions
-from agent.errors import AgentError, EngineError
+from agent.errors import AgentError, BadRequestError, EngineError
 
 _PR_SET_PDEATHSIG: Final = 1
 _OOM_SCORE: Final = 800
@@ -106,11 +106,12 @@ Item = Prepared | Texts | Failed | Stats | Unload
 class Desk:
     """Where messages go: cancels straight to the engine, requests to the thread that prepares them."""
 
-    def __init__(self, inbox: Inbox[Item], model: Model, context_tokens: int, sessions: Sessions | None) -> None:
+    def __init__(self, inbox: Inbox[Item], model: Model, context_tokens: int, preparer: Preparer | None) -> None:
+        """`preparer` is None for a model that gives vectors and no text."""
         self._inbox = inbox
         self._model = model
         self._context_tokens = context_tokens
-        self._preparer = Preparer(model, context_tokens, sessions)
+        self._preparer = preparer
         self._requests: queue.SimpleQueue[Submit | Embed | Stats | Unload] = queue.SimpleQueue()
 
     def put(self, message: Message) -> None:
@@ -124,6 +125,11 @@ class Desk:
             case Stats() | Unload():
                 self._requests.put(message)
 
+    def _prepared(self, job: Submit) -> Prepared:
+        if self._preparer is None:
+            raise BadRequestError("the model gives vectors and no text; use /v1/embeddings")
+        return self._preparer.prepare(job)
+
     def run_forever(self) -> NoReturn:
         """Prepare one request after another, in a thread of its own."""
         while True:
@@ -131,7 +137,7 @@ class Desk:
             try:
                 match message:
                     case Submit():
-                        self._inbox.put(self._preparer.prepare(message))
+                        self._inbox.put(self._prepared(message))
                     case Embed():
                         self._inbox.put(tokenise(self._model, message, self._context_tokens))
                     case _:
@@ -141,26 +147,72 @@ class Desk:
                     self._inbox.put(failed(message.id, error))
 
 
-def run_forever(batcher: Batcher, embedder: Embedder, inbox: Inbox[Item], send: Sender) -> NoReturn:
-    """The engine's own loop, in the main thread: steps of sequences and of texts take turns."""
-    while True:
-        busy = batcher.busy or embedder.busy
-        # With nothing else to do, conversations that have gone on are put on disk.
-        for item in inbox.take(wait=not (busy or batcher.save_one())):
-            match item:
-                case Prepared():
-                    batcher.add(item)
-                case Texts():
-                    embedder.add(item)
-                case Failed():
-                    inbox.over(item.id)
-                    send(item)
-                case Stats(id):
-                    send(batcher.statistics(id))
-                case Unload():
-                    os._exit(0)
-        batcher.step()
-        embedder.step(batcher.fail)
+class Engine:
+    """All that runs one model: sequences, where it generates text, and vectors."""
+
+    def __init__(self, model: Model, load: Load, send: Sender) -> None:
+        """Raises ModelLoadError."""
+        self._model = model
+        self._send = send
+        self._context: Context | None = None
+        self._batcher: Batcher | None = None
+        cells, slots = max(load.cells, load.context_tokens), max(1, load.slots)
+        if not load.embeddings:
+            # Sequences that are over and kept need a number each; where a number costs memory there are few more.
+            sequences = min(_MOST_SEQUENCES, slots + (2 if model.window or model.recurrent else slots))
+            self._context = Context(model, cells=cells, sequences=sequences, threads=load.threads, batch=load.batch)
+        context = self._context
+        self._inbox: Inbox[Item] = Inbox(*((context.abort, context.resume) if context else (_nothing, _nothing)))
+        sessions = _sessions(load)
+        preparer = Preparer(model, load.context_tokens, sessions) if context else None
+        self.desk = Desk(self._inbox, model, load.context_tokens, preparer)
+        self._embedder = Embedder(model, self._inbox, send, context_tokens=load.context_tokens, threads=load.threads)
+        if context is not None:
+            self._batcher = Batcher(
+                model, context, self._inbox, send, cells=cells, slots=slots, sequences=sequences, sessions=sessions
+            )
+
+    def probe(self) -> tuple[float, float]:
+        """Tokens per second, of a prompt and of one token after another, from a short try; touches every weight."""
+        if self._context is not None:
+            return probe(self._model, self._context)
+        rate = self._embedder.probe()
+        return rate, rate
+
+    def run_forever(self) -> NoReturn:
+        """The engine's own loop, in the main thread: steps of sequences and of texts take turns."""
+        batcher, embedder = self._batcher, self._embedder
+        while True:
+            busy = embedder.busy or (batcher is not None and batcher.busy)
+            # With nothing else to do, conversations that have gone on are put on disk.
+            saving = not busy and batcher is not None and batcher.save_one()
+            for item in self._inbox.take(wait=not (busy or saving)):
+                self._take(item)
+            if batcher is not None:
+                batcher.step()
+            embedder.step(self._fail)
+
+    def _take(self, item: Item) -> None:
+        match item:
+            case Prepared() if self._batcher is not None:
+                self._batcher.add(item)
+            case Texts():
+                self._embedder.add(item)
+            case Failed():
+                self._inbox.over(item.id)
+                self._send(item)
+            case Stats(id):
+                self._send(self._batcher.statistics(id) if self._batcher else nothing_runs(id))
+            case Unload():
+                os._exit(0)
+
+    def _fail(self, id: int, error: AgentError) -> None:
+        self._inbox.over(id)
+        self._send(failed(id, error))
+
+
+def _nothing() -> None:
+    """There is no step that could be aborted."""
 
 
 def _receive(sock: socket.socket) -> bytes:
@@ -220,28 +272,19 @@ def main(fd: int, parent: int) -> None:
     if not isinstance(first, Load):
         sys.exit("the first message must be Load")
     began = time.perf_counter()
-    cells = max(first.cells, first.context_tokens)
-    slots = max(1, first.slots)
     try:
         model = Model(first.path, gpu_layers=first.gpu_layers)
-        # Sequences that are over and kept need a number each; where a number costs memory there are few more.
-        sequences = min(_MOST_SEQUENCES, slots + (2 if model.window or model.recurrent else slots))
-        context = Context(model, cells=cells, sequences=sequences, threads=first.threads)
+        engine = Engine(model, first, send)
         load_ms = _ms(began)
         began = time.perf_counter()
-        prefill, decode = probe(model, context)
-        inbox: Inbox[Item] = Inbox(context.abort, context.resume)
-        sessions = _sessions(first)
-        desk = Desk(inbox, model, first.context_tokens, sessions)
-        embedder = Embedder(model, inbox, send, context_tokens=first.context_tokens, threads=first.threads)
-        batcher = Batcher(model, context, inbox, send, cells=cells, slots=slots, sequences=sequences, sessions=sessions)
+        prefill, decode = engine.probe()
     except EngineError as error:
         send(failed(-1, error))
         sys.exit(1)
-    send(Loaded(first.context_tokens, slots, load_ms, _ms(began), prefill, decode))
-    threading.Thread(target=desk.run_forever, daemon=True).start()
-    threading.Thread(target=_read, args=(sock, frames, rest, desk), daemon=True).start()
-    run_forever(batcher, embedder, inbox, send)
+    send(Loaded(first.context_tokens, max(1, first.slots), load_ms, _ms(began), prefill, decode))
+    threading.Thread(target=engine.desk.run_forever, daemon=True).start()
+    threading.Thread(target=_read, args=(sock, frames, rest, engine.desk), daemon=True).start()
+    engine.run_forever()
 
 
 if __name__ == "__main__":

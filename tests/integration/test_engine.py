@@ -170,7 +170,8 @@ def test_a_seed_decides_the_text(tmp_path: Path) -> None:
 def alike(one: str, other: str) -> bool:
     """Whether two answers begin alike. Which of two words that are as likely comes may depend on the company in a step:
     sums are made in another order, and 8-bit activations make that visible."""
-    return len(os.path.commonprefix([one, other])) >= min(24, len(one), len(other))
+    beginning = min(24, len(one), len(other))
+    return one[:beginning] == other[:beginning]
 
 
 def test_b45_no_history_is_shared_between_requests(tmp_path: Path) -> None:
