@@ -75,7 +75,7 @@ class Batcher:
         self._order = 0
         self._held = False
         self._aborted_last = False
-        self._steps = self._tokens = self._yielded = self._aborted = 0
+        self._steps = self._tokens = self._reused = self._yielded = self._aborted = 0
         self._build = self._decode = self._sample_time = 0.0
 
     @property
@@ -151,6 +151,7 @@ class Batcher:
             cells_kept=self._ledger.used - sum(self._ledger.own(live.sequence.seq) for live in self._running),
             steps=self._steps,
             tokens=self._tokens,
+            reused=self._reused,
             yielded=self._yielded,
             aborted=self._aborted,
             build_us=round(self._build * 1e6),
@@ -189,6 +190,7 @@ class Batcher:
                 return  # somebody will end
             self._waiting.popleft()
             self._give_cells(sequence, beginning)
+            self._reused += sequence.reused
             self._running.append(live)
 
     def _restore(self, live: _Live) -> None:

@@ -205,9 +205,10 @@ class Failed:
 class Statistics:
     """How the engine is between two steps: sequences and cells now, and sums since it was loaded.
 
-    `cells_used` counts those of sequences that run and of those that are over and kept, `cells_kept` the latter.
-    Times are microseconds: `build_us` of choosing and building steps, `decode_us` in llama.cpp, `sample_us` of choosing
-    tokens and telling them.
+    `reused` are tokens of prompts that were not decoded, `yielded` sequences that had to make room, `aborted` steps
+    that a cancel ended. `cells_used` counts those of sequences that run and of those that are over and kept,
+    `cells_kept` the latter. Times are microseconds: `build_us` of choosing and building steps, `decode_us` in
+    llama.cpp, `sample_us` of choosing tokens and telling them.
     """
 
     id: int
@@ -219,6 +220,7 @@ class Statistics:
     cells_kept: int
     steps: int
     tokens: int
+    reused: int
     yielded: int
     aborted: int
     build_us: int

@@ -121,5 +121,6 @@ def test_a_chat_that_is_too_long_is_shortened_only_where_that_was_asked_for(flee
         cut = httpx.post(f"{box.url}/v1/chat/completions", json={**asked, "truncate": how}, timeout=LIMIT)
         assert cut.status_code == 200, cut.text
         told = cut.json()["shoal"]["truncated"]
+        assert told["messages"] in (8, 10)
         assert told["tokens"] > 500
         assert cut.headers["x-shoal-truncated"] == f"tokens={told['tokens']}; messages={told['messages']}"

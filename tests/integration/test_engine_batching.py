@@ -1,0 +1,194 @@
+"""Many jobs at once on the real model: they share steps and cells, yield, and leave nothing behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from agent.engine.protocol import Statistics
+from agent.errors import BadRequestError
+from fleet.net.messages import Delta, InferRequest
+from tests.harness import peer_id_of
+from tests.integration.test_engine import Answer, Box, box, completion
+
+pytestmark = pytest.mark.model
+
+WORDS = ("lighthouse", "harbour", "winter", "engine", "orchard", "library", "bakery", "compass")
+LONG = "The history of the lighthouse keepers of the northern coast is long and full of storms. " * 12
+
+
+async def stats(here: Box) -> Statistics:
+    return await here.pool.stats(here.held.hash)
+
+
+async def nothing_left(here: Box) -> Statistics:
+    """What is in the engine once all is over: only sequences that are kept."""
+    await here.until(lambda held: held.running == held.queued == 0)
+    found = await stats(here)
+    assert (found.running, found.waiting) == (0, 0)
+    assert found.cells_used == found.cells_kept
+    return found
+
+
+async def all_at_once(here: Box, requests: list[InferRequest]) -> list[Answer]:
+    answers: dict[int, Answer] = {}
+
+    async def one(index: int, request: InferRequest) -> None:
+        answers[index] = await here.run(request)
+
+    async with trio.open_nursery() as nursery:
+        for index, request in enumerate(requests):
+            nursery.start_soon(one, index, request)
+    return [answers[index] for index in range(len(requests))]
+
+
+def of(asker: str, request: InferRequest, **fields: Any) -> InferRequest:
+    return request.model_copy(update={"route": (peer_id_of(asker),), **fields})
+
+
+def test_jobs_join_and_leave_while_others_run_and_each_gets_its_own_answer(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with box(tmp_path, slots=4, context_tokens=512) as here:
+            requests = [
+                completion(f"A short story about a {word}:", max_tokens=8 + 5 * index)
+                for index, word in enumerate(WORDS)
+            ]
+            answers = await all_at_once(here, requests)
+            assert [answer.finished.completion_tokens for answer in answers] == [8 + 5 * n for n in range(8)]
+            assert len({answer.text for answer in answers}) == 8
+            found = await nothing_left(here)
+            assert found.tokens == sum(8 + 5 * n for n in range(8))
+            assert found.steps < found.tokens, "steps were shared"
+
+    trio.run(main)
+
+
+def test_a_long_prompt_does_not_hold_up_who_is_being_answered(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with box(tmp_path, slots=2, context_tokens=2048) as here:
+            between = 0
+            begun = trio.Event()
+
+            async def count(event: object) -> None:
+                nonlocal between
+                between += isinstance(event, Delta)
+                begun.set()
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(here.run, completion("Once upon a time", max_tokens=None), count)
+                await begun.wait()
+                before = between
+                await here.run(completion("word " * 1200, max_tokens=1))
+                assert between - before >= 5, "tokens came while the long prompt was read"
+                nursery.cancel_scope.cancel()
+            await nothing_left(here)
+
+    trio.run(main)
+
+
+def test_when_cells_run_out_the_youngest_yields_and_everybody_ends(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with box(tmp_path, slots=6, context_tokens=192) as here:
+            bias = tuple((token, -100.0) for token in (0, 2))  # no end of text
+            requests = [completion(f"List of every {word}:", max_tokens=150, logit_bias=bias) for word in WORDS[:6]]
+            await here.until(lambda held: held.state == "loaded")
+            before = await stats(here)
+            assert before.cells < 6 * 150
+            answers = await all_at_once(here, requests)
+            assert [answer.finished.completion_tokens for answer in answers] == [150] * 6
+            assert all(answer.finished.reason == "length" for answer in answers)
+            found = await nothing_left(here)
+            assert found.yielded > 0
+
+    trio.run(main)
+
+
+def test_a_beginning_is_reused_for_its_owner_alone(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with box(tmp_path, slots=2, context_tokens=1024) as here:
+            first = await here.run(of("pos-1", completion(LONG, max_tokens=4)))
+            prompt = first.finished.prompt_tokens
+            assert (await stats(here)).reused == 0
+            await here.run(of("pos-2", completion(LONG, max_tokens=4)))
+            await here.run(completion(LONG, max_tokens=4))
+            assert (await stats(here)).reused == 0, "nobody learns what another asked"
+            await here.run(of("pos-1", completion(LONG + "And then", max_tokens=4)))
+            assert prompt - 2 <= (await stats(here)).reused <= prompt
+            await nothing_left(here)
+
+    trio.run(main)
+
+
+def test_a_conversation_with_a_name_goes_on_after_a_restart(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with box(tmp_path, slots=2, context_tokens=1024) as here:
+            first = await here.run(completion(LONG, max_tokens=8).model_copy(update={"session": "talk"}))
+            files = tmp_path / "state" / "sessions"
+            await here.until(lambda held: any(files.rglob("*.kv")))
+        async with box(tmp_path, slots=2, context_tokens=1024) as here:
+            turn = completion(LONG + first.text + " And then", max_tokens=4)
+            await here.run(of("pos-1", turn, session="talk"))
+            assert (await stats(here)).reused == 0, "it is of another owner"
+            await here.run(turn.model_copy(update={"session": "talk"}))
+            assert (await stats(here)).reused >= first.finished.prompt_tokens
+            await nothing_left(here)
+        async with box(tmp_path, slots=2, context_tokens=1024, session_cache_mib=0) as here:
+            await here.run(turn.model_copy(update={"session": "talk"}))
+            assert (await stats(here)).reused == 0
+
+    trio.run(main)
+
+
+def test_whoever_cancels_in_company_leaves_the_others_their_answers(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with box(tmp_path, slots=4, context_tokens=512) as here:
+            async with trio.open_nursery() as nursery:
+                done = trio.Event()
+
+                async def nuisance() -> None:
+                    while not done.is_set():
+                        with trio.CancelScope() as scope:
+
+                            async def hang_up(event: object, scope: trio.CancelScope = scope) -> None:
+                                if isinstance(event, Delta):
+                                    scope.cancel()
+
+                            await here.run(of("pos-2", completion("Tell me everything about storms.")), hang_up)
+
+                nursery.start_soon(nuisance)
+                answer = await here.run(completion("Once upon a time there was", max_tokens=60))
+                done.set()
+            assert answer.finished.completion_tokens == 60
+            await nothing_left(here)
+
+    trio.run(main)
+
+
+def test_a_grammar_that_cannot_be_used_harms_nobody_in_the_same_step(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with box(tmp_path, slots=4, context_tokens=512) as here:
+            bad = completion("x").model_copy(update={"output": "grammar", "output_text": "root ::= root | "})
+            good = completion("The digits are ", max_tokens=12).model_copy(
+                update={"output": "grammar", "output_text": "root ::= [0-9]+"}
+            )
+            answers: list[Answer] = []
+
+            async def refused() -> None:
+                with pytest.raises(BadRequestError):
+                    await here.run(bad)
+
+            async def run(request: InferRequest) -> None:
+                answers.append(await here.run(request))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(run, completion("Once upon a time", max_tokens=30))
+                nursery.start_soon(refused)
+                nursery.start_soon(run, good)
+            texts = [answer.text for answer in answers]
+            assert sum(text.isdigit() for text in texts) == 1
+            await nothing_left(here)
+
+    trio.run(main)
