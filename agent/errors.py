@@ -146,11 +146,18 @@ class ContextLengthError(AgentError):
     code = "context_length_exceeded"
 
 
+class NoVectorsError(AgentError):
+    """The model runs on a server beside its box, which is not asked for vectors; another box may give them."""
+
+    code = "no_vectors"
+
+
 #: HTTP status of every code that can reach a client. Codes of `fleet` errors stand here too.
 HTTP_STATUS: Final[Mapping[str, int]] = {
     "bad_request": 400,
     "refused_op": 400,
     "context_length_exceeded": 400,
+    "no_vectors": 400,
     "unauthorized": 401,
     "denied": 403,
     "refused": 403,

@@ -19,7 +19,7 @@ from agent.engine.child import Child
 from agent.engine.identify import HashCache, Identity, identify, stamp_of
 from agent.engine.job import QueuedJob
 from agent.engine.memory import Plan, Wish, size_of
-from agent.engine.protocol import Begun, Done, Failed, Load, Loaded, Statistics, Step, Up, encode
+from agent.engine.protocol import Begun, Done, Failed, Load, Loaded, Statistics, Step, Up, Vectors, encode
 from agent.engine.quarantine import COOL_DOWN, CRASHES, Quarantine
 from agent.engine.questions import Questions
 from agent.engine.rates import MovingRate
@@ -414,7 +414,7 @@ class Holding:
                 self._questions.answer(message)
             case Failed(id=-1):
                 self._load_error = message.message
-            case Begun() | Step() | Done() | Failed():
+            case Begun() | Step() | Vectors() | Done() | Failed():
                 if isinstance(message, Done):
                     self._crashes = 0
                 self._jobs.take_event(child, message, self.identity.hash)

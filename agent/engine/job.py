@@ -7,11 +7,11 @@ import json
 import trio
 
 from agent.engine.fair_queue import LOCAL
-from agent.engine.protocol import Failed, ProtocolError, Submit, encode
+from agent.engine.protocol import Embed, Failed, ProtocolError, Submit, encode
 from agent.errors import AgentError, BadRequestError, ContextLengthError, EngineError
-from fleet.net.messages import ChatMessage, Delta, Finished, InferRequest, Started
+from fleet.net.messages import ChatMessage, Delta, Embedded, Finished, InferRequest, Started
 
-Event = Started | Delta | Finished
+Event = Started | Delta | Embedded | Finished
 
 #: Events of a job that are no token: its start, its end, and text that was held back to the end.
 _BESIDES_TOKENS = 4
@@ -26,7 +26,7 @@ class QueuedJob:
     """A job from its admission to its end.
 
     Its events are kept here until the caller takes them, so that a slow caller never keeps the agent from reading
-    what the child says; there are at most as many as the job may have tokens.
+    what the child says; there are at most as many as the job may have tokens, or texts.
     """
 
     def __init__(self, id: int, request: InferRequest, context_tokens: int) -> None:
@@ -37,42 +37,14 @@ class QueuedJob:
         self.began = 0.0
         #: Set when the child no longer has the job, or never will.
         self.left_child = trio.Event()
-        sampling = request.sampling
-        most = min(sampling.max_tokens or context_tokens, context_tokens)
+        most = len(request.texts) or min(request.sampling.max_tokens or context_tokens, context_tokens)
         self._send, self._receive = trio.open_memory_channel[Event | AgentError](most + _BESIDES_TOKENS)
         try:
-            self.frame = encode(
-                Submit(
-                    id=id,
-                    kind=request.kind,
-                    messages=tuple((message.role, message.content, _more(message)) for message in request.messages),
-                    prompt=request.prompt,
-                    prefix=request.prefix,
-                    max_tokens=sampling.max_tokens or 0,
-                    temperature=sampling.temperature,
-                    top_p=sampling.top_p,
-                    seed=-1 if sampling.seed is None else sampling.seed,
-                    stop=sampling.stop,
-                    top_k=sampling.top_k,
-                    min_p=sampling.min_p,
-                    repeat_penalty=sampling.repeat_penalty,
-                    presence_penalty=sampling.presence_penalty,
-                    frequency_penalty=sampling.frequency_penalty,
-                    logit_bias=sampling.logit_bias,
-                    logprobs=sampling.logprobs,
-                    output=request.output,
-                    output_text=request.output_text,
-                    tools=request.tools,
-                    tool_choice=request.tool_choice,
-                    truncate=request.truncate,
-                    session=request.session,
-                    owner=self.asker,
-                )
-            )
+            self.frame = encode(_message(id, request, self.asker))
         except (ProtocolError, UnicodeEncodeError) as error:
             raise BadRequestError(f"the request cannot be run: {error}") from None
 
-    def put(self, event: Started | Delta) -> bool:
+    def put(self, event: Started | Delta | Embedded) -> bool:
         """Take an event from the child; False when it sent more than the job may have."""
         try:
             self._send.send_nowait(event)
@@ -107,6 +79,39 @@ class QueuedJob:
     def close(self) -> None:
         """The caller takes no more events."""
         self._receive.close()
+
+
+def _message(id: int, request: InferRequest, asker: str) -> Submit | Embed:
+    """The job as the child is told of it."""
+    if request.kind == "embedding":
+        return Embed(id, request.texts, request.pooling)
+    sampling = request.sampling
+    return Submit(
+        id=id,
+        kind=request.kind,
+        messages=tuple((message.role, message.content, _more(message)) for message in request.messages),
+        prompt=request.prompt,
+        prefix=request.prefix,
+        max_tokens=sampling.max_tokens or 0,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        seed=-1 if sampling.seed is None else sampling.seed,
+        stop=sampling.stop,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        repeat_penalty=sampling.repeat_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        logit_bias=sampling.logit_bias,
+        logprobs=sampling.logprobs,
+        output=request.output,
+        output_text=request.output_text,
+        tools=request.tools,
+        tool_choice=request.tool_choice,
+        truncate=request.truncate,
+        session=request.session,
+        owner=asker,
+    )
 
 
 def _more(message: ChatMessage) -> str:

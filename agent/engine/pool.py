@@ -16,13 +16,13 @@ from agent.engine.external.held import ExternalModel
 from agent.engine.external.workload import ExternalJob
 from agent.engine.holding import Holding, State
 from agent.engine.identify import HashCache
-from agent.engine.job import QueuedJob
+from agent.engine.job import Event, QueuedJob
 from agent.engine.protocol import Statistics
 from agent.engine.quarantine import Quarantine
 from agent.engine.room import Room
 from agent.errors import ModelLoadError, NoLocalModelError
 from fleet.models.reference import is_hash, matches
-from fleet.net.messages import Delta, Finished, InferRequest, Started
+from fleet.net.messages import Finished, InferRequest
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus  # its stubs, which libp2p brings, shadow trio's own types
@@ -176,10 +176,8 @@ class EnginePool:
             raise NoLocalModelError(f"this box does not hold {model_hash}")
         return await holding.statistics()
 
-    async def generate(
-        self, model_hash: str, request: InferRequest, emit: Callable[[Started | Delta | Finished], Awaitable[None]]
-    ) -> None:
-        """Run a job; awaits `emit` with Started, Delta…, Finished, and returns after that.
+    async def generate(self, model_hash: str, request: InferRequest, emit: Callable[[Event], Awaitable[None]]) -> None:
+        """Run a job; awaits `emit` with Started, Delta… or Embedded…, Finished, and returns after that.
 
         Waits in the model's queue and while the model loads. Raises OverloadedError when the queue is full,
         ModelLoadError when the model cannot be loaded, ContextLengthError and BadRequestError for the request,
@@ -215,7 +213,7 @@ class EnginePool:
 async def _relay(
     job: QueuedJob | ExternalJob,
     release: Callable[[], None],
-    emit: Callable[[Started | Delta | Finished], Awaitable[None]],
+    emit: Callable[[Event], Awaitable[None]],
 ) -> None:
     """Hand on the events of a job that has been admitted, until its Finished, and let go of it in any case."""
     try:

@@ -13,11 +13,11 @@ import trio
 from agent.engine.child import Child
 from agent.engine.fair_queue import LOCAL, FairQueue, refusal
 from agent.engine.job import QueuedJob, asker_of
-from agent.engine.protocol import Begun, Cancel, Done, Failed, Step, encode
+from agent.engine.protocol import Begun, Cancel, Done, Failed, Step, Vectors, encode
 from agent.engine.rates import MovingRate
 from agent.errors import AgentError, OverloadedError
 from fleet.errors import MessageError
-from fleet.net.messages import Delta, Finished, InferRequest, Started, parse_logprobs
+from fleet.net.messages import Delta, Embedded, Finished, InferRequest, Started, parse, parse_logprobs
 
 #: Seconds the child has to confirm a cancel before it is killed.
 CANCEL_LIMIT: Final = 2.0
@@ -101,7 +101,7 @@ class Workload:
             self._child.post(encode(Cancel(job.id)))
             self._nursery.start_soon(self._confirm_cancel, job, self._child)
 
-    def take_event(self, child: Child, message: Begun | Step | Done | Failed, model_hash: str) -> None:
+    def take_event(self, child: Child, message: Begun | Step | Vectors | Done | Failed, model_hash: str) -> None:
         """Something the child says of jobs; a child that says what cannot be is killed."""
         match message:
             case Begun():
@@ -109,6 +109,8 @@ class Workload:
             case Step(items):
                 for id, text, tokens, logprobs in items:
                     self._deliver_text(child, id, text, tokens, logprobs)
+            case Vectors():
+                self._deliver_vectors(child, message, model_hash)
             case Done():
                 self._leave(message.id, _finished(message))
                 self._measure(message)
@@ -151,7 +153,7 @@ class Workload:
             log.warning("engine.child_hung", model=self.name, pid=child.pid, job=job.request.job)
             child.kill()
 
-    def _deliver(self, child: Child, id: int, event: Started | Delta) -> None:
+    def _deliver(self, child: Child, id: int, event: Started | Delta | Embedded) -> None:
         job = self._running.get(id)
         if job is not None and not job.put(event):
             log.error("engine.child_overran", model=self.name, pid=child.pid, job=job.request.job)
@@ -165,6 +167,19 @@ class Workload:
             child.kill()
             return
         self._deliver(child, id, Delta(text=text, tokens=tokens, logprobs=likely))
+
+    def _deliver_vectors(self, child: Child, vectors: Vectors, model_hash: str) -> None:
+        body = {"first": vectors.first, "dimensions": vectors.dimensions, "data": vectors.data}
+        try:
+            event = parse(Embedded, body)
+        except MessageError as error:
+            log.error("engine.child_confused", model=self.name, pid=child.pid, reason=error.message)
+            child.kill()
+            return
+        if vectors.first == 0:
+            # The child says nothing before the first vectors of a request, and how many tokens it had only at its end.
+            self._deliver(child, vectors.id, Started(model=self.name, hash=model_hash, prompt_tokens=0))
+        self._deliver(child, vectors.id, event)
 
     def _leave(self, id: int, end: Finished | Failed | None) -> None:
         """A job is out of the child; its slot goes to the next."""

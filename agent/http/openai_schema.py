@@ -287,7 +287,13 @@ def _asked(
     policy: Policy = _choice(header, "X-Shoal-Offload", POLICIES, "prefer")
     on_interrupt: OnInterrupt = _choice(header, "X-Shoal-On-Interrupt", ON_INTERRUPT, "error")
     usage = request.stream_options is not None and request.stream_options.include_usage
-    return Asked(Job(infer, policy, on_interrupt), infer.kind, request.stream, usage, functions)
+    return Asked(
+        Job(infer, policy, on_interrupt),
+        "chat" if infer.kind == "chat" else "completion",
+        request.stream,
+        usage,
+        functions,
+    )
 
 
 C = TypeVar("C", bound=str)

@@ -12,6 +12,7 @@ lie. No peer's word ends a job as long as another box may be asked:
 | loop_detected                     | that peer's failure  | 508 `loop_detected`                                  |
 | model_load                        | that peer's failure  | 500 `model_load`                                     |
 | denied                            | that peer's failure  | 403 `denied`                                         |
+| no_vectors                        | that peer's failure  | 400 `no_vectors`                                     |
 | any other code, known or not      | that peer's failure  | 502 `peer_unreachable`                               |
 
 It is credible that a prompt does not fit if the context is the one that the peer advertises and if the text that was
@@ -32,6 +33,7 @@ from agent.errors import (
     EngineError,
     LoopDetectedError,
     ModelLoadError,
+    NoVectorsError,
     OverloadedError,
     PeerDeniedError,
 )
@@ -55,6 +57,7 @@ _CLAIMS: Final[Mapping[str, type[AgentError]]] = {
     "loop_detected": LoopDetectedError,
     "model_load": ModelLoadError,
     "denied": PeerDeniedError,
+    "no_vectors": NoVectorsError,
 }
 
 
@@ -89,13 +92,14 @@ def of_peer(error: FleetError, request: InferRequest, held: ModelPresence | None
         known = after if type(after) is int and 0 <= after <= MAX_RETRY_AFTER else None
         return Failure("overloaded", overloaded=True, retry_after=known)
     if code == "context_length_exceeded":
-        tokens = _credible_prompt(error.details, request, held)
-        if tokens is None or held is None:
+        credible = _credible_prompt(error.details, request, held)
+        if credible is None:
             return Failure(reason)
-        claim = ContextLengthError(
-            f"the prompt has {tokens} tokens and the model's context {held.context_tokens}; shorten the prompt",
-            details={"prompt_tokens": tokens, "context_tokens": held.context_tokens},
-        )
+        tokens, context = credible
+        words = f"the prompt has {tokens} tokens and the model's context {context}; shorten the prompt"
+        if request.kind == "embedding":
+            words = f"an input has {tokens} tokens, and vectors are of at most {context}; split it"
+        claim = ContextLengthError(words, details={"prompt_tokens": tokens, "context_tokens": context})
         return Failure("context exceeded", claim=claim, needs_context=tokens)
     kind = _CLAIMS.get(code)
     if kind is None:
@@ -106,13 +110,13 @@ def of_peer(error: FleetError, request: InferRequest, held: ModelPresence | None
 def of_local(error: AgentError, *, here: bool) -> Failure:
     """Classify what this box raised while the job ran `here`, in its own engine, or waited for a peer.
 
-    Only its engine's own trouble, or a peer that is silent, is worth asking another box.
+    Only its engine's own trouble or lack, or a peer that is silent, is worth asking another box.
     """
     if isinstance(error, OverloadedError):
         return Failure("overloaded", overloaded=True, retry_after=error.retry_after)
     if isinstance(error, DeadlineError) and error.details.get("phase") in ("total", "client_stalled"):
         return Failure(error.message, final=error)
-    if isinstance(error, EngineError | DeadlineError):
+    if isinstance(error, EngineError | DeadlineError | NoVectorsError):
         return Failure(f"{error.code}: {error.message}"[:_MAX_REASON], claim=error if here else None)
     return Failure(error.code, final=error)
 
@@ -127,18 +131,28 @@ def agreed(failures: Sequence[Failure]) -> AgentError | None:
 
 def most_prompt_tokens(request: InferRequest) -> int:
     """How many tokens the prompt of a request can have at the very most, whatever the model."""
-    texts = [request.prompt, request.prefix, request.tools, *(message.content for message in request.messages)]
+    texts = [*request.texts, request.prompt, request.prefix, request.tools]
+    texts += [message.content for message in request.messages]
     texts += [call.arguments for message in request.messages for call in message.tool_calls]
     size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
-    return size * _TOKENS_PER_BYTE + len(request.messages) * _TOKENS_PER_MESSAGE + _TOKENS_BESIDE
+    many = len(request.messages) + len(request.texts)
+    return size * _TOKENS_PER_BYTE + many * _TOKENS_PER_MESSAGE + _TOKENS_BESIDE
 
 
-def _credible_prompt(details: Mapping[str, object], request: InferRequest, held: ModelPresence | None) -> int | None:
-    """The tokens of the prompt, where a peer's refusal agrees with what it advertises and what it was sent."""
+def _credible_prompt(
+    details: Mapping[str, object], request: InferRequest, held: ModelPresence | None
+) -> tuple[int, int] | None:
+    """The tokens of the prompt and of the context, where a peer's refusal agrees with what it advertises and was sent.
+
+    Vectors may be of fewer tokens than the context has: a text is pooled within one step.
+    """
     tokens, context = details.get("prompt_tokens"), details.get("context_tokens")
-    if type(tokens) is not int or held is None or context != held.context_tokens:
+    if type(tokens) is not int or type(context) is not int or held is None:
         return None
-    return tokens if held.context_tokens <= tokens <= most_prompt_tokens(request) else None
+    least = 1 if request.kind == "embedding" else held.context_tokens
+    if not least <= context <= held.context_tokens:
+        return None
+    return (tokens, context) if context <= tokens <= most_prompt_tokens(request) else None
 
 
 def _details(code: str, details: Mapping[str, object]) -> dict[str, object]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from agent.routing.decide import Policy
-from fleet.net.messages import Delta, Finished, InferRequest
+from fleet.net.messages import Delta, Embedded, Finished, InferRequest
 
 OnInterrupt = Literal["error", "resume"]
 
@@ -50,8 +50,9 @@ class Resumed:
     routed: Routed
 
 
-#: What a job's client sees, in order: Routed, then any number of Delta (and Resumed), then one Finished.
-JobEvent = Routed | Resumed | Delta | Finished
+#: What a job's client sees, in order: Routed, then any number of Delta (and Resumed), or Embedded for every text, then
+#: one Finished.
+JobEvent = Routed | Resumed | Delta | Embedded | Finished
 
 #: Called with each event; awaiting it is the backpressure. Raising or being cancelled ends the job everywhere.
 Emit = Callable[[JobEvent], Awaitable[None]]

@@ -52,7 +52,7 @@ class Lender:
             nonlocal tokens
             if isinstance(event, Delta):
                 tokens += event.tokens
-            await call.send(event.model_dump(mode="json"))
+            await call.send(event.model_dump())  # not as JSON, which has no bytes
 
         try:
             with self._active.track():

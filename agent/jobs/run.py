@@ -22,16 +22,17 @@ from agent.errors import (
 )
 from agent.jobs import failure
 from agent.jobs.active import ActiveJobs
-from agent.jobs.answer import AnswerCheck
+from agent.jobs.answer import AnswerCheck, BadAnswerError
 from agent.jobs.failure import Failure
 from agent.jobs.job import Emit, Job, Resumed, Routed
 from agent.jobs.neighbourhood import Generate, Neighbourhood
-from agent.jobs.watch import EngineEvent, watched
+from agent.jobs.vectors import VectorCheck
+from agent.jobs.watch import EngineEmit, EngineEvent, watched
 from agent.log import bound_job
 from agent.routing.decide import Decision, Verdict, decide
 from fleet.errors import FleetError
 from fleet.gossip.presence import MAX_AGE
-from fleet.net.messages import Delta, Finished, InferRequest, ModelPresence, Started
+from fleet.net.messages import Delta, Embedded, Finished, InferRequest, ModelPresence, Started
 
 #: A job is tried on one box and, if that fails before its first token, on at most two others.
 MAX_ATTEMPTS = 3
@@ -63,7 +64,7 @@ class JobRunner:
         self._timeouts = timeouts
 
     async def run(self, job: Job, emit: Emit) -> None:
-        """Run a job to its end, awaiting `emit` with Routed, Delta…, Finished (see `agent.jobs.job`).
+        """Run a job to its end, awaiting `emit` with Routed, Delta… or Embedded…, Finished (see `agent.jobs.job`).
 
         Raises AgentError; one raised after Routed means that the text so far stands and nothing follows. Cancelling
         it stops generation wherever it runs, within 1 s.
@@ -129,6 +130,8 @@ class JobRunner:
         held = self._holding(target, request.model)
         if held is None:
             return Failure("no longer holds the model")
+        if request.kind == "embedding":
+            return await self._embed(request, target, held, verdict, emit, progress)
         answer = AnswerCheck(request, held.context_tokens)
         began = trio.current_time()
 
@@ -139,6 +142,8 @@ class JobRunner:
                 answer.start(event)
                 return
             last: Finished | None = None
+            if isinstance(event, Embedded):
+                raise BadAnswerError("it sent vectors for a request for text")
             if isinstance(event, Delta):
                 started = answer.delta(event)
             else:
@@ -153,10 +158,7 @@ class JobRunner:
                 await emit(_end(progress, last))
 
         try:
-            if target == self._fleet.peer_id:
-                await watched(self._timeouts, lambda send: self._generate(held.hash, request, send), relay)
-            else:
-                await watched(self._timeouts, lambda send: self._fleet.infer(target, request, send), relay)
+            await self._ask(target, held.hash, request, relay)
             answer.end()
         except FleetError as error:
             # A link that breaks between the last event and the end of the call takes nothing from the answer.
@@ -164,6 +166,56 @@ class JobRunner:
         except AgentError as error:
             return failure.of_local(error, here=target == self._fleet.peer_id)
         return None
+
+    async def _embed(
+        self,
+        request: InferRequest,
+        target: str,
+        held: ModelPresence,
+        verdict: Verdict,
+        emit: Emit,
+        progress: _Progress,
+    ) -> Failure | None:
+        """Have one box turn the texts into vectors; the client gets them when they are complete, or none of them."""
+        answer = VectorCheck(request)
+        last: list[Finished] = []
+        began = trio.current_time()
+
+        async def relay(event: EngineEvent) -> None:
+            match event:
+                case _ if last:
+                    return
+                case Started():
+                    answer.start(event)
+                case Embedded():
+                    answer.take(event)
+                case Finished():
+                    last.append(answer.finish(event, (trio.current_time() - began) * 1000))
+                case Delta():
+                    raise BadAnswerError("it sent text for a request for vectors")
+
+        try:
+            await self._ask(target, held.hash, request, relay)
+            answer.end()
+        except FleetError as error:
+            if not last:
+                return failure.of_peer(error, request, held)
+        except AgentError as error:
+            return failure.of_local(error, here=target == self._fleet.peer_id)
+        assert answer.started is not None  # else `end` has raised
+        started = answer.started.model_copy(update={"prompt_tokens": last[0].prompt_tokens})
+        await self._announce(target, verdict, started, emit, progress)
+        for part in answer.parts:
+            await emit(part)
+        await emit(last[0])
+        return None
+
+    async def _ask(self, target: str, model_hash: str, request: InferRequest, relay: EngineEmit) -> None:
+        """Run the request on a box, this one or a peer, within the job's deadlines."""
+        if target == self._fleet.peer_id:
+            await watched(self._timeouts, lambda send: self._generate(model_hash, request, send), relay)
+        else:
+            await watched(self._timeouts, lambda send: self._fleet.infer(target, request, send), relay)
 
     def _holding(self, target: str, model: str) -> ModelPresence | None:
         """What a box holds of a model, by its own word."""

@@ -9,9 +9,9 @@ import trio
 
 from agent.config import TimeoutsConfig
 from agent.errors import DeadlineError
-from fleet.net.messages import Delta, Finished, Started
+from fleet.net.messages import Delta, Embedded, Finished, Started
 
-EngineEvent = Started | Delta | Finished
+EngineEvent = Started | Delta | Embedded | Finished
 EngineEmit = Callable[[EngineEvent], Awaitable[None]]
 Phase = Literal["first_token", "inter_token", "total", "client_stalled"]
 
@@ -22,7 +22,8 @@ async def watched(timeouts: TimeoutsConfig, run: Callable[[EngineEmit], Awaitabl
     Raises DeadlineError naming the phase after `run` has been cancelled, which frees the slot it held. Time that
     `emit` takes is not counted against the box that generates: it is the client's, and is bounded by the first-token
     limit of its own, so that a client that stopped reading does not hold a slot for ever. A run that goes on after
-    its Finished is ended without an error once the time between tokens is over. Cancel-safe.
+    its Finished is ended without an error once the time between tokens is over. Vectors come as far apart as prompts
+    take, so each of their events has the first token's time. Cancel-safe.
     """
     phase: Phase = "first_token"
     finished = False

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, TypeAdapter, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from fleet.errors import MessageError
 
@@ -24,6 +25,10 @@ MAX_TOOL_CALLS: Final = 128
 MAX_OUTPUT_TEXT: Final = 64 * 1024
 MAX_TOOLS_TEXT: Final = 128 * 1024
 MAX_ROUTE: Final = 16
+#: Texts of one request for vectors, numbers of a vector, and bytes of an event: sixteen of the largest vectors.
+MAX_TEXTS: Final = 256
+MAX_DIMENSIONS: Final = 16 * 1024
+MAX_VECTOR_BYTES: Final = 16 * 4 * MAX_DIMENSIONS
 
 #: RPC method names, spelled once.
 METHOD_INFER: Final = "infer"
@@ -133,25 +138,28 @@ class Sampling(_Wire):
 class InferRequest(_Wire):
     """A job as it is run: by this box's engine, or by a peer's.
 
-    `model` is a content hash or a name, never a path or URL. Exactly one of `messages` (kind chat) and `prompt` (kind
-    completion) is used. `prefix` is assistant text that already exists and is continued, not repeated. `route` lists
-    the PeerIDs the job has passed through, the asking box first: a box that finds itself there refuses, and a box
-    that receives a job from a peer never forwards it.
+    `model` is a content hash or a name, never a path or URL. Exactly one of `messages` (kind chat), `prompt` (kind
+    completion) and `texts` (kind embedding) is used. `prefix` is assistant text that already exists and is continued,
+    not repeated. `route` lists the PeerIDs the job has passed through, the asking box first: a box that finds itself
+    there refuses, and a box that receives a job from a peer never forwards it.
 
     `output` says what `output_text` is that the answer must obey: nothing, any JSON object, a JSON Schema or a GBNF
     grammar. `tools` is a JSON array of functions as OpenAI has them, `tool_choice` is auto, none, required or the name
     of one. `truncate` says which turns may be left out of a chat that does not fit. `v` is 2 where one of these, or a
-    field of `sampling` or of a message that is younger than 1, is used: a box that does not know them refuses the job
-    and does not answer something else. `session` names a conversation whose memory may be kept for its next turn; a
-    box that does not know it computes it again.
+    field of `sampling` or of a message that is younger than 1, is used, and for every embedding: a box that does not
+    know them refuses the job and does not answer something else. `session` names a conversation whose memory may be
+    kept for its next turn; a box that does not know it computes it again. `pooling` says how the vectors of a text's
+    tokens become one: as the model was made for (empty), their mean, the first one's or the last one's.
     """
 
     v: Literal[1, 2] = 1
     job: JobId
-    kind: Literal["chat", "completion"]
+    kind: Literal["chat", "completion", "embedding"]
     model: ModelName
     messages: Annotated[tuple[ChatMessage, ...], FailFast()] = Field(default=(), max_length=MAX_MESSAGES)
     prompt: str = ""
+    texts: Annotated[tuple[str, ...], FailFast()] = Field(default=(), max_length=MAX_TEXTS)
+    pooling: Literal["", "mean", "cls", "last"] = ""
     prefix: str = ""
     sampling: Sampling = Sampling()
     output: Literal["", "json", "schema", "grammar"] = ""
@@ -162,6 +170,12 @@ class InferRequest(_Wire):
     session: str = Field(default="", max_length=128)
     route: Annotated[tuple[PeerIdText, ...], FailFast()] = Field(default=(), max_length=MAX_ROUTE)
     traceparent: str | None = Field(default=None, max_length=64)
+
+    @model_validator(mode="after")
+    def _texts_to_embed(self) -> InferRequest:
+        if (self.kind == "embedding") != bool(self.texts):
+            raise PydanticCustomError("texts", "texts belong to the kind embedding, which needs at least one")
+        return self
 
 
 class Started(_Wire):
@@ -201,6 +215,18 @@ class Delta(_Wire):
     logprobs: Annotated[tuple[TokenLogprob, ...], FailFast()] = Field(default=(), max_length=64)
 
 
+class Embedded(_Wire):
+    """The vectors of some texts of a request, from the `first` on, in order.
+
+    `data` has `dimensions` little-endian 32-bit floats for each of them; a vector has length 1.
+    """
+
+    type: Literal["embedded"] = "embedded"
+    first: int = Field(ge=0, lt=MAX_TEXTS)
+    dimensions: int = Field(ge=1, le=MAX_DIMENSIONS)
+    data: bytes = Field(strict=True, min_length=4, max_length=MAX_VECTOR_BYTES)
+
+
 class Finished(_Wire):
     """The job's end. Times in milliseconds as the engine measured them: prefill, then decode of all tokens."""
 
@@ -212,9 +238,9 @@ class Finished(_Wire):
     decode_ms: float = Field(ge=0, allow_inf_nan=False)
 
 
-InferEvent = Annotated[Started | Delta | Finished, Field(discriminator="type")]
+InferEvent = Annotated[Started | Delta | Embedded | Finished, Field(discriminator="type")]
 _LOGPROBS: Final = TypeAdapter(tuple[TokenLogprob, ...])
-_INFER_EVENT: Final[TypeAdapter[Started | Delta | Finished]] = TypeAdapter(InferEvent)
+_INFER_EVENT: Final[TypeAdapter[Started | Delta | Embedded | Finished]] = TypeAdapter(InferEvent)
 
 Hello.model_rebuild()
 
@@ -232,7 +258,7 @@ def parse(kind: type[M], body: object) -> M:
         raise MessageError(_first_problem(kind.__name__, error)) from None
 
 
-def parse_infer_event(body: object) -> Started | Delta | Finished:
+def parse_infer_event(body: object) -> Started | Delta | Embedded | Finished:
     """Validate a decoded body as one event of an infer call; raises MessageError as `parse` does."""
     try:
         return _INFER_EVENT.validate_python(body)

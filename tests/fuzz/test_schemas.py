@@ -21,7 +21,7 @@ from tests.fuzz.files import CHAT, COMPLETION, CONFIG, GEMMA, PIPE, gguf
 from tests.fuzz.strategies import EDGES, changed, fuzz, numbers, odd_values
 from tests.fuzz.sync import MESSAGES
 from tests.fuzz.targets import TARGETS
-from tests.fuzz.wire import EVENTS, HELLO, INFER, PRESENCE
+from tests.fuzz.wire import EMBED, EVENTS, HELLO, INFER, PRESENCE
 
 _FRAME_VALUES = [cbor2.loads(data) for data in TARGETS["frame"].seeds()]
 _BODY_VALUES = [body for *_, body in OPS]
@@ -35,7 +35,7 @@ def _accepts(target: Target, value: Any) -> bool:
 
 
 @fuzz(400)
-@given(changed([HELLO, PRESENCE, INFER, *EVENTS], in_cbor))
+@given(changed([HELLO, PRESENCE, INFER, EMBED, *EVENTS], in_cbor))
 def test_messages(value: Any) -> None:
     _accepts(TARGETS["message"], value)
 

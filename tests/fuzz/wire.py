@@ -39,10 +39,14 @@ INFER: dict[str, object] = {
     "prompt": "", "prefix": "", "route": [_PEER], "traceparent": None,
     "sampling": {"max_tokens": 8, "temperature": 0.0, "top_p": 1.0, "seed": 7, "stop": ["\n"]},
 }  # fmt: skip
+EMBED: dict[str, object] = {
+    "v": 2, "job": "job-2", "kind": "embedding", "model": "smollm2", "texts": ["hi"], "pooling": "mean", "route": [_PEER],
+}  # fmt: skip
 _REQUEST = messages.parse(messages.InferRequest, INFER)
 EVENTS: list[dict[str, object]] = [
     {"type": "started", "model": "smollm2", "hash": _HASH, "prompt_tokens": 3},
     {"type": "delta", "text": "né", "tokens": 1},
+    {"type": "embedded", "first": 1, "dimensions": 2, "data": b"\0\0\x80?\0\0\0\x80"},
     {"type": "finished", "reason": "stop", "prompt_tokens": 3, "completion_tokens": 4, "prefill_ms": 1.5,
      "decode_ms": 9.25},
 ]  # fmt: skip
@@ -165,7 +169,7 @@ def run_message(data: bytes) -> bool:
     except MessageError as error:
         check_brief(error)
         return accepted
-    assert messages.parse_infer_event(cbor.decode(cbor2.dumps(event.model_dump(mode="json")))) == event
+    assert messages.parse_infer_event(cbor.decode(cbor2.dumps(event.model_dump()))) == event
     return True
 
 
@@ -255,7 +259,7 @@ _MESSAGE_TOKENS = tuple(
     for text in (
         *PRESENCE, *HELLO, *INFER, "decode_rate", "context_tokens", "role", "content", "max_tokens",
         "temperature", "stop", "chat", "completion", "user", "system", "tool", "loaded", "draining", "length", "delta",
-        "started", "finished",
+        "started", "finished", "embedded", "embedding", "texts", "pooling", "first", "dimensions", "data",
     )
 )  # fmt: skip
 
@@ -302,13 +306,15 @@ WIRE = (
         "message",
         run_message,
         lambda: [
-            cbor2.dumps(value) for value in (HELLO, PRESENCE, INFER, {"v": 1, **INFER, "kind": "completion"}, *EVENTS)
+            cbor2.dumps(value)
+            for value in (HELLO, PRESENCE, INFER, {"v": 1, **INFER, "kind": "completion"}, EMBED, *EVENTS)
         ],
         [
             *cbor_stretch(),
             lambda n: cbor2.dumps({**PRESENCE, "models": [{}] * n}),
             lambda n: cbor2.dumps({**INFER, "messages": [{}] * n}),
             lambda n: cbor2.dumps({**INFER, "messages": [{"role": "user", "content": ""}] * min(1024, n // 20)}),
+            lambda n: cbor2.dumps({**EMBED, "texts": [0] * n}),
             lambda n: cbor2.dumps({**INFER, "prompt": "x" * n, "route": ["y"] * n}),
             lambda n: cbor2.dumps({**INFER, "sampling": {"seed": "9" * n}}),
             lambda n: cbor2.dumps({"type": "x" * n}),

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from agent.engine.external.survey import Kind
-from agent.errors import BadRequestError, EngineError
+from agent.errors import BadRequestError, EngineError, NoVectorsError
 from fleet.net.messages import ChatMessage, InferRequest, Sampling
 
 #: Kinds that go on with an assistant's message where it is the last one, instead of answering it.
@@ -34,8 +34,12 @@ def body_of(request: InferRequest, *, kind: Kind, model: str, context_tokens: in
     """The JSON to post for a job; `model` is the server's own name for it.
 
     Raises EngineError for what this kind of server cannot do, and BadRequestError for text that is no Unicode, or a
-    schema or functions that are no JSON.
+    schema or functions that are no JSON, NoVectorsError for an embedding.
     """
+    if request.kind == "embedding":
+        raise NoVectorsError(
+            f"{model} is run by a server ({kind}) that is asked for text alone; only boxes that run it themselves give vectors"
+        )
     body: dict[str, Any] = {"model": model, "stream": True, "stream_options": {"include_usage": True}}
     body |= _sampled(request.sampling, kind, context_tokens)
     if kind == "vllm":
