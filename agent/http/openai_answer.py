@@ -11,7 +11,8 @@ from agent.http.errors import Problem
 from agent.http.exchange import Exchange
 from agent.http.openai_pieces import chat_logprobs, completion_logprobs, delta_of, message_of
 from agent.http.openai_schema import Asked
-from agent.http.sse import DONE, event, header_text
+from agent.http.served import served_facts, served_headers
+from agent.http.sse import DONE, event
 from agent.jobs.job import JobEvent, Resumed, Routed
 from fleet.net.messages import Delta, Finished, TokenLogprob
 
@@ -60,29 +61,6 @@ class _Answer:
         called = self._calls is not None and self._calls.called
         return "tool_calls" if called and finished.reason == "stop" else finished.reason
 
-    def _served_headers(self) -> list[tuple[str, str]]:
-        served = self._served()
-        cut = f"tokens={served.cut_tokens}; messages={served.cut_messages}"
-        return [
-            *([("x-shoal-truncated", cut)] if served.cut_tokens or served.cut_messages else []),
-            ("x-shoal-served-by", header_text(served.name, 128)),
-            ("x-shoal-served-by-id", header_text(served.peer_id, 128)),
-            ("x-shoal-model", header_text(served.model, 256)),
-            ("x-shoal-route", header_text("; ".join(served.route))),
-        ]
-
-    def _served_facts(self) -> dict[str, object]:
-        served = self._served()
-        cut = {"tokens": served.cut_tokens, "messages": served.cut_messages}
-        return {
-            **({"truncated": cut} if served.cut_tokens or served.cut_messages else {}),
-            "served_by": served.name,
-            "peer_id": served.peer_id,
-            "local": served.local,
-            "model_hash": served.model_hash,
-            "route": list(served.route),
-        }
-
 
 class WholeAnswer(_Answer):
     """Collects the text and sends one JSON body at the end."""
@@ -111,7 +89,7 @@ class WholeAnswer(_Answer):
         """Answer with an error; text that was generated before it goes along in its details."""
         text = "".join(self._texts)
         extra = {"partial_text": text} if text else None
-        headers = problem.headers() + (self._served_headers() if self._routed is not None else [])
+        headers = problem.headers() + (served_headers(self._routed) if self._routed is not None else [])
         await self._exchange.reply(problem.status, problem.body(extra), headers)
 
     async def _send(self, finished: Finished) -> None:
@@ -128,8 +106,8 @@ class WholeAnswer(_Answer):
         body = self._object("chat.completion" if self._chat else "text_completion", [choice])
         body["usage"] = _usage(finished)
         resumed = {"resumed_from": self._resumed_from} if self._resumed_from else {}
-        body["shoal"] = {**self._served_facts(), **_times(finished), **resumed}
-        await self._exchange.reply(200, body, self._served_headers())
+        body["shoal"] = {**served_facts(self._served()), **_times(finished), **resumed}
+        await self._exchange.reply(200, body, served_headers(self._served()))
 
 
 class StreamAnswer(_Answer):
@@ -154,13 +132,13 @@ class StreamAnswer(_Answer):
                     await self._exchange.write(self._chunk({"content": event.text}))
             case Routed():
                 self._routed = event
-                headers = [*self._served_headers(), ("cache-control", "no-cache"), ("x-accel-buffering", "no")]
+                headers = [*served_headers(self._served()), ("cache-control", "no-cache"), ("x-accel-buffering", "no")]
                 await self._exchange.start(200, "text/event-stream; charset=utf-8", headers)
-                first = self._chunk({"role": "assistant", "content": ""}, shoal=self._served_facts())
+                first = self._chunk({"role": "assistant", "content": ""}, shoal=served_facts(self._served()))
                 await self._exchange.write(first)
             case Resumed():
                 self._routed = event.routed
-                note = {"resumed_from": event.from_name, **self._served_facts()}
+                note = {"resumed_from": event.from_name, **served_facts(self._served())}
                 await self._exchange.write(self._chunk({}, shoal=note))
             case Finished():
                 await self._finish(event)

@@ -1,24 +1,31 @@
-"""The OpenAI endpoints: models, chat completions and completions."""
+"""The OpenAI endpoints: models, chat completions, completions and embeddings."""
 
 from __future__ import annotations
 
 import secrets
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeAlias, TypeVar
 
 import structlog
 import trio
 
 from agent.errors import ModelNotFoundError
+from agent.http.embeddings_answer import VectorAnswer
+from agent.http.embeddings_schema import parse_embedding
 from agent.http.errors import internal, problem_of
 from agent.http.exchange import Exchange
 from agent.http.openai_answer import StreamAnswer, WholeAnswer
 from agent.http.openai_schema import Asked, parse_chat, parse_completion
 from agent.http.services import ModelListing, Services
+from agent.jobs.job import Job
 
 #: Bytes of a body past which it is understood in a thread: a schema or a grammar of this size takes milliseconds.
 PARSE_APART: Final = 4 * 1024
+
+A = TypeVar("A")
+#: Understands a body, with the headers, as a job with this id.
+Parse: TypeAlias = Callable[[bytes, Callable[[str], str | None], str], A]
 
 log = structlog.get_logger("shoal.http")
 
@@ -29,7 +36,7 @@ def new_job_id() -> str:
 
 
 class OpenAIApi:
-    """Handlers of /v1/models, /v1/chat/completions and /v1/completions over one agent's services."""
+    """Handlers of /v1/models, /v1/chat/completions, /v1/completions and /v1/embeddings over one agent's services."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -60,23 +67,29 @@ class OpenAIApi:
         """POST /v1/completions."""
         await self._answer(exchange, parse_completion)
 
-    async def _answer(
-        self, exchange: Exchange, parse: Callable[[bytes, Callable[[str], str | None], str], Asked]
-    ) -> None:
+    async def embedding(self, exchange: Exchange) -> None:
+        """POST /v1/embeddings."""
+        asked = await self._understood(exchange, parse_embedding)
+        await self._run(asked.job, exchange, VectorAnswer(exchange, asked))
+
+    async def _answer(self, exchange: Exchange, parse: Parse[Asked]) -> None:
+        asked = await self._understood(exchange, parse)
+        answer = StreamAnswer(exchange, asked) if asked.stream else WholeAnswer(exchange, asked)
+        await self._run(asked.job, exchange, answer)
+
+    async def _understood(self, exchange: Exchange, parse: Parse[A]) -> A:
+        """What is asked for, under a new job's id."""
         job = new_job_id()
         exchange.job = job
         exchange.headers.append(("x-shoal-job", job))
         body = await exchange.body()
         if len(body) > PARSE_APART:
-            asked = await trio.to_thread.run_sync(parse, body, exchange.header, job)
-        else:
-            asked = parse(body, exchange.header, job)
-        answer = StreamAnswer(exchange, asked) if asked.stream else WholeAnswer(exchange, asked)
-        await self._run(asked, exchange, answer)
+            return await trio.to_thread.run_sync(parse, body, exchange.header, job)
+        return parse(body, exchange.header, job)
 
-    async def _run(self, asked: Asked, exchange: Exchange, answer: WholeAnswer | StreamAnswer) -> None:
+    async def _run(self, asked: Job, exchange: Exchange, answer: WholeAnswer | StreamAnswer | VectorAnswer) -> None:
         """Run the job until its answer is complete, or the client has gone, which cancels it wherever it runs."""
-        job = asked.job.request.job
+        job = asked.request.job
         async with trio.open_nursery() as nursery:
 
             async def watch() -> None:
@@ -87,7 +100,7 @@ class OpenAIApi:
 
             nursery.start_soon(watch)
             try:
-                await self._services.run(asked.job, answer.emit)
+                await self._services.run(asked, answer.emit)
                 if not answer.done:
                     raise RuntimeError("the job ended without saying how")
             except Exception as error:

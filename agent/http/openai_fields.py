@@ -58,6 +58,9 @@ COMPLETION: Final[Mapping[str, Neutral]] = {
     "suffix": _EMPTY,
 }
 
+#: Fields of /v1/embeddings.
+EMBEDDING: Final[Mapping[str, Neutral]] = {"user": _anything}
+
 #: Fields of one chat message that clients send back from an earlier answer.
 MESSAGE: Final[Mapping[str, Neutral]] = {
     "annotations": _EMPTY,
@@ -71,6 +74,8 @@ MESSAGE: Final[Mapping[str, Neutral]] = {
 #: Fields of the other endpoint, by the field of this one that takes their place.
 _ELSEWHERE: Final[Mapping[tuple[str, str], str]] = {
     ("prompt", "messages"): "send messages, or the prompt to /v1/completions",
+    ("prompt", "input"): "the texts are in input",
+    ("messages", "input"): "the texts are in input",
     ("messages", "prompt"): "send a prompt, or the messages to /v1/chat/completions",
     ("max_completion_tokens", "prompt"): "it is max_tokens here",
 }

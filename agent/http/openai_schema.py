@@ -8,21 +8,27 @@ ends it or the context is full.
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from pydantic_core import PydanticCustomError, from_json
+from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from agent.errors import BadRequestError
 from agent.http import openai_fields
-from agent.http.exchange import text_of
+from agent.http.openai_body import (
+    StrictModel,
+    choice_of,
+    json_object,
+    policy_of,
+    prompt_too_long,
+    traceparent_of,
+    validated,
+)
 from agent.http.openai_fields import supported_only
 from agent.http.openai_structure import Form, biases_of, calls_of, form_of
-from agent.jobs.job import POLICIES, Job, OnInterrupt
-from agent.routing.decide import Policy
+from agent.jobs.job import Job, OnInterrupt
 from fleet.net.messages import (
     MAX_MESSAGES,
     MAX_MODEL_NAME,
@@ -46,7 +52,6 @@ _SAMPLING_OF_1: Final = ("max_tokens", "temperature", "top_p", "seed", "stop")
 LEAST_TOP_P: Final = 1e-6
 
 ON_INTERRUPT: Final[tuple[OnInterrupt, ...]] = ("error", "resume")
-_TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 @dataclass(frozen=True)
@@ -60,19 +65,14 @@ class Asked:
     functions: tuple[str, ...] = ()
 
 
-class _Model(BaseModel):
-    # No silent conversions: "0.5" is not a number, true is not 1.
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", hide_input_in_errors=True)
-
-
-class StreamOptions(_Model):
+class StreamOptions(StrictModel):
     """What a stream carries besides text."""
 
     include_usage: bool = False
     include_obfuscation: Literal[False] = False
 
 
-class _Request(_Model):
+class _Request(StrictModel):
     model: str = Field(min_length=1, max_length=MAX_MODEL_NAME)
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -86,7 +86,7 @@ class _Request(_Model):
     repeat_penalty: float = Field(default=1.0, gt=0, le=10, allow_inf_nan=False)
     presence_penalty: float = Field(default=0.0, ge=-2, le=2, allow_inf_nan=False)
     frequency_penalty: float = Field(default=0.0, ge=-2, le=2, allow_inf_nan=False)
-    logit_bias: dict[str, Any] = {}
+    logit_bias: dict[str, Any] = Field(default={})
     response_format: dict[str, Any] | None = None
     grammar: str | None = None
     prompt_cache_key: str | None = Field(default=None, max_length=4096)
@@ -97,14 +97,14 @@ class _Request(_Model):
         return [value] if isinstance(value, str) else value
 
 
-class Message(_Model):
+class Message(StrictModel):
     """One turn of a chat. Text parts are joined by a line break."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str
     name: str = Field(default="", max_length=64)
     tool_call_id: str = Field(default="", max_length=128)
-    tool_calls: list[Any] = []
+    tool_calls: list[Any] = Field(default=[])
 
     @field_validator("content", mode="before")
     @classmethod
@@ -135,7 +135,7 @@ class ChatRequest(_Request):
     max_completion_tokens: int | None = Field(default=None, ge=1, le=1 << 30)
     logprobs: bool = False
     top_logprobs: int = Field(default=0, ge=0, le=MAX_TOP_LOGPROBS)
-    tools: list[Any] = []
+    tools: list[Any] = Field(default=[])
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     truncate: Literal["none", "oldest", "middle"] = "none"
@@ -159,15 +159,15 @@ class CompletionRequest(_Request):
 
 def parse_chat(body: bytes, header: Callable[[str], str | None], job_id: str) -> Asked:
     """Understand a chat request; raises BadRequestError that names the field."""
-    fields = supported_only(_object(body), ChatRequest.model_fields, openai_fields.CHAT)
+    fields = supported_only(json_object(body), ChatRequest.model_fields, openai_fields.CHAT)
     messages = fields.get("messages")
     if isinstance(messages, list) and len(messages) <= MAX_MESSAGES:
         fields["messages"] = [_message_fields(index, message) for index, message in enumerate(messages)]
-    request = _validate(ChatRequest, fields)
+    request = validated(ChatRequest, fields)
     said = [_said(index, message) for index, message in enumerate(request.messages)]
     texts = [message.content for message in said] + [call.arguments for one in said for call in one.tool_calls]
     if sum(len(text.encode()) for text in texts) > MAX_PROMPT_BYTES:
-        raise _prompt_too_long("messages")
+        raise prompt_too_long("messages")
     if request.top_logprobs and not request.logprobs:
         raise BadRequestError("top_logprobs: needs logprobs: true", details={"param": "top_logprobs"})
     form = form_of(
@@ -198,10 +198,10 @@ def parse_chat(body: bytes, header: Callable[[str], str | None], job_id: str) ->
 
 def parse_completion(body: bytes, header: Callable[[str], str | None], job_id: str) -> Asked:
     """Understand a completion request; raises BadRequestError that names the field."""
-    fields = supported_only(_object(body), CompletionRequest.model_fields, openai_fields.COMPLETION)
-    request = _validate(CompletionRequest, fields)
+    fields = supported_only(json_object(body), CompletionRequest.model_fields, openai_fields.COMPLETION)
+    request = validated(CompletionRequest, fields)
     if len(request.prompt.encode()) > MAX_PROMPT_BYTES:
-        raise _prompt_too_long("prompt")
+        raise prompt_too_long("prompt")
     infer = InferRequest(
         job=job_id,
         kind="completion",
@@ -229,11 +229,6 @@ def seed_of(asked: int) -> int:
 def session_of(key: str | None) -> str:
     """A conversation's name from a client's key of any length and content."""
     return hashlib.sha256(key.encode("utf-8", "replace")).hexdigest() if key else ""
-
-
-def traceparent_of(header: str | None) -> str | None:
-    """A W3C traceparent as it came; None where there is none or it is malformed, which the standard says to ignore."""
-    return header if header is not None and _TRACEPARENT.fullmatch(header) else None
 
 
 def _said(index: int, message: Message) -> ChatMessage:
@@ -284,8 +279,8 @@ def _asked(
         infer = infer.model_copy(update={"v": 2})
     if request.stream_options is not None and not request.stream:
         raise BadRequestError("stream_options is only allowed when stream is true", details={"param": "stream_options"})
-    policy: Policy = _choice(header, "X-Shoal-Offload", POLICIES, "prefer")
-    on_interrupt: OnInterrupt = _choice(header, "X-Shoal-On-Interrupt", ON_INTERRUPT, "error")
+    policy = policy_of(header)
+    on_interrupt: OnInterrupt = choice_of(header, "X-Shoal-On-Interrupt", ON_INTERRUPT, "error")
     usage = request.stream_options is not None and request.stream_options.include_usage
     return Asked(
         Job(infer, policy, on_interrupt),
@@ -296,34 +291,6 @@ def _asked(
     )
 
 
-C = TypeVar("C", bound=str)
-
-
-def _choice(header: Callable[[str], str | None], name: str, values: tuple[C, ...], default: C) -> C:
-    given = header(name.lower())
-    if given is None:
-        return default
-    for value in values:
-        if given.strip().lower() == value:
-            return value
-    raise BadRequestError(
-        f"{name} must be one of {', '.join(values)}; not {given[:40]!r}",
-        details={"param": name, "allowed": list(values)},
-    )
-
-
-def _object(body: bytes) -> dict[str, object]:
-    text = text_of(body)
-    try:
-        value: Any = from_json(text, allow_inf_nan=False)
-    except ValueError as error:
-        # The parser's own message ends with line and column; it bounds nesting at 200 and digits at 4300.
-        raise BadRequestError(f"the body is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise BadRequestError("the body must be a JSON object")
-    return value
-
-
 def _message_fields(index: int, message: object) -> object:
     if not isinstance(message, dict):
         return message
@@ -331,33 +298,6 @@ def _message_fields(index: int, message: object) -> object:
     if message.get("role") == "assistant" and message.get("content") is None:
         fields["content"] = ""
     return fields
-
-
-#: What pydantic says in the words of Python, in those of JSON.
-_IN_JSON: Final[Mapping[str, str]] = {
-    "bool_type": "must be true or false",
-    "dict_type": "must be an object",
-    "float_type": "must be a number",
-    "int_type": "must be an integer",
-    "list_type": "must be an array",
-    "model_type": "must be an object",
-    "model_attributes_type": "must be an object",
-    "string_type": "must be a string",
-}
-
-M = TypeVar("M", bound=_Request)
-
-
-def _validate(kind: type[M], fields: Mapping[str, object]) -> M:
-    try:
-        return kind.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    param = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "missing":
-        hint = "; GET /v1/models lists what there is" if param == "model" else ""
-        raise BadRequestError(f"{param} is required{hint}", details={"param": param})
-    raise BadRequestError(f"{param}: {_IN_JSON.get(first['type'], first['msg'])}", details={"param": param})
 
 
 def _sampling(request: _Request, max_tokens: int | None, logprobs: int) -> Sampling:
@@ -379,10 +319,3 @@ def _sampling(request: _Request, max_tokens: int | None, logprobs: int) -> Sampl
     if request.seed is not None:
         chosen["seed"] = seed_of(request.seed)
     return Sampling(**chosen)
-
-
-def _prompt_too_long(param: str) -> BadRequestError:
-    return BadRequestError(
-        f"the prompt is larger than the limit of {MAX_PROMPT_BYTES} bytes (1 MiB)",
-        details={"param": param, "limit_bytes": MAX_PROMPT_BYTES},
-    )

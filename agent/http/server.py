@@ -71,6 +71,7 @@ class App:
             "/v1/models/{id:path}": ("GET", openai.get_model),
             "/v1/chat/completions": ("POST", openai.chat),
             "/v1/completions": ("POST", openai.completion),
+            "/v1/embeddings": ("POST", openai.embedding),
             "/v1/fleet/self": ("GET", fleet.self_facts),
             "/v1/fleet/peers": ("GET", fleet.peers),
             "/v1/fleet/boxes": ("GET", document.boxes),

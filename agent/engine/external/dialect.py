@@ -38,7 +38,8 @@ def body_of(request: InferRequest, *, kind: Kind, model: str, context_tokens: in
     """
     if request.kind == "embedding":
         raise NoVectorsError(
-            f"{model} is run by a server ({kind}) that is asked for text alone; only boxes that run it themselves give vectors"
+            f"{model} is run by a server ({kind}) that is asked for text alone; only a box that runs a model itself"
+            " gives vectors"
         )
     body: dict[str, Any] = {"model": model, "stream": True, "stream_options": {"include_usage": True}}
     body |= _sampled(request.sampling, kind, context_tokens)

@@ -1,0 +1,101 @@
+"""What every OpenAI endpoint does with a request's body and headers before it knows what is asked for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import from_json
+
+from agent.errors import BadRequestError
+from agent.http.exchange import text_of
+from agent.jobs.job import POLICIES
+from agent.routing.decide import Policy
+from fleet.net.messages import MAX_PROMPT_BYTES
+
+_TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+class StrictModel(BaseModel):
+    """A request, or a part of one."""
+
+    # No silent conversions: "0.5" is not a number, true is not 1.
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+def json_object(body: bytes) -> dict[str, object]:
+    """The body as a JSON object; raises BadRequestError that says where it is none."""
+    text = text_of(body)
+    try:
+        value: Any = from_json(text, allow_inf_nan=False)
+    except ValueError as error:
+        # The parser's own message ends with line and column; it bounds nesting at 200 and digits at 4300.
+        raise BadRequestError(f"the body is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise BadRequestError("the body must be a JSON object")
+    return value
+
+
+#: What pydantic says in the words of Python, in those of JSON.
+_IN_JSON: Final[Mapping[str, str]] = {
+    "bool_type": "must be true or false",
+    "dict_type": "must be an object",
+    "float_type": "must be a number",
+    "int_type": "must be an integer",
+    "list_type": "must be an array",
+    "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
+    "string_type": "must be a string",
+}
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def validated(kind: type[M], fields: Mapping[str, object]) -> M:
+    """The fields as `kind`; raises BadRequestError that names the first wrong one, in the words of JSON."""
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    param = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        hint = "; GET /v1/models lists what there is" if param == "model" else ""
+        raise BadRequestError(f"{param} is required{hint}", details={"param": param})
+    raise BadRequestError(f"{param}: {_IN_JSON.get(first['type'], first['msg'])}", details={"param": param})
+
+
+C = TypeVar("C", bound=str)
+
+
+def choice_of(header: Callable[[str], str | None], name: str, values: tuple[C, ...], default: C) -> C:
+    """One of the values of a request header, in any case; raises BadRequestError that lists them."""
+    given = header(name.lower())
+    if given is None:
+        return default
+    for value in values:
+        if given.strip().lower() == value:
+            return value
+    raise BadRequestError(
+        f"{name} must be one of {', '.join(values)}; not {given[:40]!r}",
+        details={"param": name, "allowed": list(values)},
+    )
+
+
+def policy_of(header: Callable[[str], str | None]) -> Policy:
+    """Where the client lets its job run; raises BadRequestError."""
+    return choice_of(header, "X-Shoal-Offload", POLICIES, "prefer")
+
+
+def traceparent_of(header: str | None) -> str | None:
+    """A W3C traceparent as it came; None where there is none or it is malformed, which the standard says to ignore."""
+    return header if header is not None and _TRACEPARENT.fullmatch(header) else None
+
+
+def prompt_too_long(param: str) -> BadRequestError:
+    """The refusal of more text than a job may have."""
+    return BadRequestError(
+        f"the prompt is larger than the limit of {MAX_PROMPT_BYTES} bytes (1 MiB)",
+        details={"param": param, "limit_bytes": MAX_PROMPT_BYTES},
+    )

@@ -1,0 +1,31 @@
+"""Which box served, as an answer tells it: response headers and the `shoal` object. Pure."""
+
+from __future__ import annotations
+
+from agent.http.sse import header_text
+from agent.jobs.job import Routed
+
+
+def served_headers(served: Routed) -> list[tuple[str, str]]:
+    """The X-Shoal- headers of an answer, fit for HTTP whatever a box calls itself."""
+    cut = f"tokens={served.cut_tokens}; messages={served.cut_messages}"
+    return [
+        *([("x-shoal-truncated", cut)] if served.cut_tokens or served.cut_messages else []),
+        ("x-shoal-served-by", header_text(served.name, 128)),
+        ("x-shoal-served-by-id", header_text(served.peer_id, 128)),
+        ("x-shoal-model", header_text(served.model, 256)),
+        ("x-shoal-route", header_text("; ".join(served.route))),
+    ]
+
+
+def served_facts(served: Routed) -> dict[str, object]:
+    """What the `shoal` object of an answer says of who served."""
+    cut = {"tokens": served.cut_tokens, "messages": served.cut_messages}
+    return {
+        **({"truncated": cut} if served.cut_tokens or served.cut_messages else {}),
+        "served_by": served.name,
+        "peer_id": served.peer_id,
+        "local": served.local,
+        "model_hash": served.model_hash,
+        "route": list(served.route),
+    }
