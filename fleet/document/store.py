@@ -10,13 +10,14 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, cast
+from typing import Final
 
-import cbor2
-
-from fleet.document.op import SIGNATURE_BYTES, Kind, Op, op_id
+from fleet import cbor
+from fleet.document.acceptance import body_is_well_formed
+from fleet.document.clock import MAX_HLC
+from fleet.document.op import ID_BYTES, KEY_BYTES, MAX_SEQ, SIGNATURE_BYTES, Op, op_id, read_op
 from fleet.errors import RefusedOpError, StoreError
 from fleet.identity.genesis import MAX_GENESIS, Genesis
 
@@ -29,7 +30,8 @@ _BUSY_SECONDS: Final = 10
 @dataclass(frozen=True)
 class Opened:
     """What was found: `ops` to be restored; `set_aside` names a corrupt database that was moved out of the way;
-    `damaged` counts records that no longer match their id and were left out, to be fetched again from peers."""
+    `damaged` counts records that no longer match their id, or are no ops, and were left out, to be fetched again from
+    peers."""
 
     ops: list[Op]
     set_aside: Path | None = None
@@ -44,7 +46,7 @@ class OpStore:
         self._path = folder / _DATABASE
         self._connection: sqlite3.Connection | None = None
         # sqlite3 objects may be used by one thread at a time; which one does not matter.
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     @property
     def path(self) -> Path:
@@ -93,12 +95,13 @@ class OpStore:
         A database that SQLite finds corrupt is renamed and a new one made: what it held comes back from the peers.
         Raises StoreError where the folder cannot be written.
         """
-        try:
-            return self._open(None)
-        except sqlite3.OperationalError as error:
-            raise StoreError(f"cannot open {self._path}: {error}; check the disk and who owns the folder") from None
-        except sqlite3.DatabaseError:
-            return self._open(self._set_aside())
+        with self._lock:
+            try:
+                return self._open(None)
+            except sqlite3.OperationalError as error:
+                raise StoreError(f"cannot open {self._path}: {error}; check the disk and who owns the folder") from None
+            except sqlite3.DatabaseError:
+                return self._open(self._set_aside())
 
     def _open(self, set_aside: Path | None) -> Opened:
         self.close()
@@ -119,8 +122,9 @@ class OpStore:
             connection.execute(f"pragma user_version = {_SCHEMA_VERSION}")
         ops, damaged = [], []
         for identifier, raw in connection.execute("select id, raw from op"):
-            if _is_sound(identifier, raw):
-                ops.append(_trusted(identifier, raw))
+            op = _stored(identifier, raw)
+            if op is not None:
+                ops.append(op)
             else:
                 damaged.append(identifier)
         if damaged:
@@ -139,7 +143,7 @@ class OpStore:
                 rows = connection.execute("select id, raw from op").fetchall()
         except sqlite3.Error as error:
             raise StoreError(f"cannot read {self._path}: {error}; see `shoal doctor`") from None
-        return [_trusted(identifier, raw) for identifier, raw in rows if _is_sound(identifier, raw)]
+        return [op for identifier, raw in rows if (op := _stored(identifier, raw)) is not None]
 
     def _set_aside(self) -> Path:
         self.close()
@@ -210,15 +214,29 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Cursor]:
     cursor.execute("commit")
 
 
-def _is_sound(identifier: object, raw: object) -> bool:
-    """Whether a record is what was written: its id is the hash of its content."""
-    return isinstance(raw, bytes) and len(raw) > SIGNATURE_BYTES and op_id(raw[:-SIGNATURE_BYTES]) == identifier
+def _stored(identifier: object, raw: object) -> Op | None:
+    """The op of a record, or None for one that is damaged: its id is not the hash of its content, or it is no op.
 
-
-def _trusted(identifier: bytes, raw: bytes) -> Op:
-    """An op from this box's own disk, whose id was just checked: it went through every check when it came."""
-    _, fleet, author, seq, hlc, kind, path, body, sup = cbor2.loads(raw[:-SIGNATURE_BYTES])
-    return Op(identifier, fleet, author, seq, hlc, cast("Kind", kind), _INTERN(path), body, tuple(sup), raw)
+    Its signature and its author's right to write it were checked when it came. Of the facts of boxes, which are most
+    of a document, the form is not compared with the canonical one again, which would take four times as long.
+    """
+    if not isinstance(raw, bytes) or len(raw) <= SIGNATURE_BYTES:
+        return None
+    signed = raw[:-SIGNATURE_BYTES]
+    own = op_id(signed)
+    if own != identifier:
+        return None
+    try:
+        match cbor.decode(signed):
+            case [1, bytes(fleet), bytes(author), int(seq), int(hlc), "node", str(path), bytes(body), list(sup)] if (
+                len(fleet) == ID_BYTES and len(author) == KEY_BYTES and 0 < seq <= MAX_SEQ and 0 <= hlc <= MAX_HLC
+            ):
+                return Op(own, fleet, author, seq, hlc, "node", _INTERN(path), body, tuple(sup), raw)
+        op = read_op(raw)
+        body_is_well_formed(op)
+    except (cbor.CborError, RefusedOpError):
+        return None
+    return replace(op, path=_INTERN(op.path))
 
 
 def _make_interner() -> Callable[[str], str]:

@@ -17,6 +17,7 @@ import pytest
 import trio
 
 from fleet import cbor
+from fleet.document.op import op_id
 from fleet.document.replica import Replica
 from fleet.document.store import OpStore
 from fleet.errors import StoreError
@@ -111,6 +112,39 @@ def test_a_damaged_record_is_left_out_and_the_others_stay(tmp_path: Path) -> Non
     store = OpStore(tmp_path)
     found = store.open()
     assert (found.damaged, len(found.ops)) == (1, 49)
+    store.close()
+    assert OpStore(tmp_path).open().damaged == 0
+
+
+#: Contents that fit their ids and are no ops, as a bad program or a bad disk below the hash could leave them.
+NO_OPS = {
+    "no CBOR": b"\xff" * 40,
+    "a tag": b"\xc1\x1b" + b"\xff" * 8,
+    "too deep": b"\x81" * 5000 + b"\x80",
+    "a number": cbor.encode(7),
+    "eight fields": cbor.encode([1] * 8),
+    "wrong types": cbor.encode([1, "f", 2, "seq", None, "node", 3, [], {}]),
+    "a short key": cbor.encode([1, bytes(32), b"key", 1, 1, "node", "node", b"\xa0", []]),
+    "no number": cbor.encode([1, bytes(32), bytes(32), 1 << 63, 1, "node", "node", b"\xa0", []]),
+    "an unknown kind": cbor.encode([1, bytes(32), bytes(32), 1, 1, "what", "node", b"\xa0", []]),
+    "a bad path": cbor.encode([1, bytes(32), bytes(32), 1, 1, "cert", "zz", cbor.encode("member"), []]),
+    "a bad body": cbor.encode([1, bytes(32), bytes(32), 1, 1, "cert", "ab" * 32, b"\xff", []]),
+}
+
+
+@pytest.mark.parametrize("content", NO_OPS.values(), ids=NO_OPS.keys())
+def test_a_record_that_fits_its_id_and_is_no_op_counts_as_damaged(tmp_path: Path, content: bytes) -> None:
+    filled(tmp_path)
+    with sqlite3.connect(tmp_path / "document.db") as connection:
+        connection.execute("insert into op values (?, ?)", (op_id(content), content + bytes(64)))
+    connection.close()
+    store = OpStore(tmp_path)
+    genesis = store.genesis()
+    assert genesis is not None
+    assert len(store.peek()) == 50
+    found = store.open()
+    assert (found.damaged, len(found.ops)) == (1, 50)
+    assert len(Replica(genesis, found.ops, store).view.authority.members) == 50
     store.close()
     assert OpStore(tmp_path).open().damaged == 0
 
