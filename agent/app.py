@@ -76,6 +76,7 @@ def run_agent(config: Config, identity: Identity) -> int:
 async def _main(config: Config, identity: Identity) -> None:
     token = find_token(config.state_dir)
     membership = Membership(config.state_dir, identity)
+    membership.configured = frozenset(_targets(config))
     membership.open()
     active = ActiveJobs()
     requests = OpenRequests()
@@ -111,6 +112,7 @@ async def _main(config: Config, identity: Identity) -> None:
     lender = Lender(view, pool.generate, active, config.timeouts)
     gossiping = Gossiping(membership, node, router)
     view.on_link_up, view.on_link_down = gossiping.link_up, gossiping.link_down
+    view.before_asking = gossiping.hear_from_others
     router.add(METHOD_INFER, SCOPE_INFER, gossiping.serve_when_fresh(SCOPE_INFER, lender.handle))
     runner = JobRunner(view, pool.generate, active, config.timeouts)
 

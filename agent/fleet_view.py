@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import psutil
 import structlog
@@ -66,6 +66,8 @@ class FleetView:
         self.on_used: Callable[[str, int, bool], None] = lambda peer_id, tokens, failed: None
         #: Told of every link that comes up.
         self.on_link_up: Callable[[Link], None] = lambda link: None
+        #: Awaited before a job is given to a peer.
+        self.before_asking: Callable[[str], Awaitable[None]] = _at_once
         #: Told of every link that is over.
         self.on_link_down: Callable[[Link], None] = lambda link: None
         self._draining = draining
@@ -163,8 +165,9 @@ class FleetView:
         Raises RemoteError with the peer's code, PeerUnreachableError when there is no link or it breaks. Cancelling
         it tells the peer to stop.
         """
+        await self.before_asking(peer_id)
         link = self.node.link(peer_id)
-        if link is None:
+        if link is None or not self._is_member(peer_id):
             raise RemoteError("peer_unreachable", "not connected", retryable=True)
 
         tokens = 0
@@ -282,6 +285,10 @@ def _model_presence(held: HeldModel) -> ModelPresence:
         queued=held.queued,
         slots=held.slots,
     )
+
+
+async def _at_once(peer_id: str) -> None:
+    """Nothing is to be waited for."""
 
 
 def _find(presence: Presence, model: str) -> ModelPresence | None:

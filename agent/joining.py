@@ -85,6 +85,7 @@ class Joining:
         self._outcast = outcast
         self._token: Token | None = None
         self._asked = trio.Event()
+        self._knocking = trio.Lock()
         #: Why the last attempt failed, in words; empty while there was none, and once one has worked.
         self.problem = ""
 
@@ -144,6 +145,11 @@ class Joining:
         Raises ConfigError for a token that will never do: one that this box knows to be useless, or that a member
         refuses for good while no other one asks to come again. `problem` then, and after False, says why.
         """
+        # One at a time: each try is a claim of the invite, and the second finds the box settled.
+        async with self._knocking:
+            return self.settled or await self._knock(token)
+
+    async def _knock(self, token: Token) -> bool:
         self._refuse_if_useless(token)
         problems: list[str] = []
         refusal = ""

@@ -31,7 +31,10 @@ class Membership:
         self.identity: Final = identity
         self.store: Final = OpStore(state_dir / FOLDER)
         self.replica: Replica | None = None
+        #: The boxes that this one's configuration names: it may ask them for news although it does not know them.
+        self.configured: frozenset[str] = frozenset()
         self._belongs = trio.Event()
+        self._founding = trio.Lock()
         self._listeners: list[Callable[[Change], None]] = []
 
     def open(self) -> None:
@@ -83,20 +86,22 @@ class Membership:
             self.replica.subscribe(listener)
 
     async def found(self, genesis: Genesis, ops: Sequence[bytes]) -> Sequence[Outcome]:
-        """Make this box part of a fleet whose first ops are at hand; returns what became of them.
+        """Make this box part of a fleet whose first ops are at hand; returns what became of them. One at a time.
 
         The genesis is written last: a crash before leaves a box that belongs to none, and can join again. Raises
         StoreError where the box belongs to another fleet.
         """
-        known = await trio.to_thread.run_sync(self.store.genesis)
-        if self.replica is not None or known is not None:
-            await trio.to_thread.run_sync(self.store.found, genesis)  # refuses another fleet, in words
-            return await (await self.wait_belongs()).offer(ops)
-        replica = await trio.to_thread.run_sync(self._read, genesis)
-        outcomes = await replica.offer(ops)
-        await trio.to_thread.run_sync(self.store.found, genesis)
-        self._start(replica)
-        return outcomes
+        # Two at once would each open the database, and keep a document of its own over it.
+        async with self._founding:
+            known = await trio.to_thread.run_sync(self.store.genesis)
+            if self.replica is not None or known is not None:
+                await trio.to_thread.run_sync(self.store.found, genesis)  # refuses another fleet, in words
+                return await (await self.wait_belongs()).offer(ops)
+            replica = await trio.to_thread.run_sync(self._read, genesis)
+            outcomes = await replica.offer(ops)
+            await trio.to_thread.run_sync(self.store.found, genesis)
+            self._start(replica)
+            return outcomes
 
     # --- whom this box lets in -------------------------------------------------------------------------------------
 
@@ -114,7 +119,19 @@ class Membership:
         """Whether a peer gets past the handshake: it has a scope here, or knocks with an invite that is good now."""
         if self.standing(peer_id).admitted or self.is_bare:
             return True
-        return self.knocks(peer_id)
+        return self.knocks(peer_id) or self.may_tell(peer_id)
+
+    def may_tell(self, peer_id: str) -> bool:
+        """Whether a peer that this box does not know is linked to all the same, and asked what it knows.
+
+        Those that the configuration names are: they may have joined while this box was away. Nothing is run for them,
+        given to them or told them; what they say is signed, and checked. A key that the document names is none of them.
+        """
+        if self.replica is None or peer_id not in self.configured:
+            return False
+        governance, key = self.replica.governance, public_key_from_peer_id(peer_id)
+        known = key in governance.authority.members or key in governance.authority.revoked
+        return not known and key not in governance.firewall.named()
 
     @property
     def is_bare(self) -> bool:

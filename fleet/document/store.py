@@ -18,7 +18,7 @@ from fleet import cbor
 from fleet.document.acceptance import body_is_well_formed
 from fleet.document.clock import MAX_HLC
 from fleet.document.op import ID_BYTES, KEY_BYTES, MAX_SEQ, SIGNATURE_BYTES, Op, op_id, read_op
-from fleet.errors import RefusedOpError, StoreError
+from fleet.errors import DamagedGenesisError, RefusedOpError, StoreError
 from fleet.identity.genesis import MAX_GENESIS, Genesis
 
 _SCHEMA_VERSION: Final = 1
@@ -45,6 +45,8 @@ class OpStore:
         self._folder = folder
         self._path = folder / _DATABASE
         self._connection: sqlite3.Connection | None = None
+        #: The fleet of the ops in the open database; None while there are none.
+        self._fleet: bytes | None = None
         # sqlite3 objects may be used by one thread at a time; which one does not matter.
         self._lock = threading.RLock()
 
@@ -54,20 +56,42 @@ class OpStore:
         return self._path
 
     def genesis(self) -> Genesis | None:
-        """The fleet this box belongs to; None where it belongs to none. Raises StoreError for a damaged file."""
+        """The fleet this box belongs to; None where it belongs to none.
+
+        Raises DamagedGenesisError, and StoreError for a file that cannot be read.
+        """
         path = self._folder / _GENESIS
         try:
             with path.open("rb") as file:
                 return Genesis.read(file.read(MAX_GENESIS + 1))
         except FileNotFoundError:
             return None
-        except (OSError, RefusedOpError) as error:
+        except OSError as error:
             raise StoreError(
-                f"cannot read {path}: {error}; restore it from another box of the fleet (shoal export has it)"
+                f"cannot read {path}: {error.strerror or error}; check who owns it, and the disk"
+            ) from None
+        except RefusedOpError as error:
+            raise DamagedGenesisError(
+                f"{path}, which says what fleet this box belongs to, is damaged ({error.message}); with the agent"
+                " stopped, shoal doctor --repair sets it aside and says how to go on"
             ) from None
 
+    def set_genesis_aside(self) -> Path:
+        """Rename a damaged genesis, so that the box can be given a sound copy of it; returns where it is now.
+
+        The ops stay, and hold the box to its fleet: `found` and `commit` refuse any other. Raises StoreError.
+        """
+        path = self._folder / _GENESIS
+        target = _free_name(path)
+        try:
+            path.rename(target)
+            _sync_folder(self._folder)
+        except OSError as error:
+            raise StoreError(f"cannot rename {path}: {error.strerror or error}") from None
+        return target
+
     def found(self, genesis: Genesis) -> None:
-        """Make this box part of a fleet, durably; raises StoreError where it already belongs to another."""
+        """Make this box part of a fleet, durably; raises StoreError where it, or what it holds, belongs to another."""
         known = self.genesis()
         if known is not None:
             if known.fleet_id != genesis.fleet_id:
@@ -76,6 +100,7 @@ class OpStore:
                     f" {self._folder}"
                 )
             return
+        self._refuse_others(self.peek(), genesis.fleet_id)
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self._folder / _GENESIS
         new = path.with_suffix(".new")
@@ -130,6 +155,7 @@ class OpStore:
         if damaged:
             with _transaction(connection):
                 connection.executemany("delete from op where id = ?", [(identifier,) for identifier in damaged])
+        self._fleet = ops[0].fleet if ops else None
         return Opened(ops, set_aside, len(damaged))
 
     def peek(self) -> list[Op]:
@@ -142,14 +168,14 @@ class OpStore:
             ) as connection:
                 rows = connection.execute("select id, raw from op").fetchall()
         except sqlite3.Error as error:
-            raise StoreError(f"cannot read {self._path}: {error}; see `shoal doctor`") from None
+            raise StoreError(
+                f"cannot read {self._path}: {error}; with the agent stopped: shoal doctor --repair"
+            ) from None
         return [op for identifier, raw in rows if (op := _stored(identifier, raw)) is not None]
 
     def _set_aside(self) -> Path:
         self.close()
-        number = 1
-        while (target := self._path.with_name(f"{_DATABASE}.corrupt-{number}")).exists():
-            number += 1
+        target = _free_name(self._path)
         self._path.rename(target)
         for suffix in ("-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
@@ -157,16 +183,32 @@ class OpStore:
         return target
 
     def commit(self, added: Iterable[Op], dropped: Iterable[Op]) -> None:
-        """Write one change, whole or not at all; it is on disk when this returns. Raises StoreError."""
+        """Write one change, whole or not at all; it is on disk when this returns.
+
+        Raises StoreError, also for ops of another fleet than that of the ops which are here: a box that has lost its
+        genesis must not become part of two.
+        """
+        added = list(added)
         with self._lock:
             if self._connection is None:
                 raise StoreError(f"{self._path} is closed")
+            if self._fleet is not None:
+                self._refuse_others(added, self._fleet)
             try:
                 with _transaction(self._connection) as cursor:
                     cursor.executemany("delete from op where id = ?", [(op.id,) for op in dropped])
                     cursor.executemany("insert or ignore into op values (?, ?)", [(op.id, op.raw) for op in added])
             except sqlite3.Error as error:
                 raise StoreError(f"cannot write {self._path}: {error}; check the disk's free space") from None
+            if self._fleet is None and added:
+                self._fleet = added[0].fleet
+
+    def _refuse_others(self, ops: Iterable[Op], fleet: bytes) -> None:
+        if any(op.fleet != fleet for op in ops):
+            raise StoreError(
+                f"the ops in {self._path} are of another fleet; to leave that one, stop the agent and move"
+                f" {self._folder} away"
+            )
 
     def check(self) -> list[str]:
         """What SQLite finds wrong with the file; empty when it is sound. Reads all of it."""
@@ -250,6 +292,14 @@ def _make_interner() -> Callable[[str], str]:
 
 #: `node`, `addr` and the like stand in every box's ops.
 _INTERN: Final = _make_interner()
+
+
+def _free_name(path: Path) -> Path:
+    """A name beside a file for its damaged copy; earlier ones are kept."""
+    number = 1
+    while (target := path.with_name(f"{path.name}.corrupt-{number}")).exists():
+        number += 1
+    return target
 
 
 def _sync_folder(folder: Path) -> None:

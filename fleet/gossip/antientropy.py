@@ -80,7 +80,10 @@ class _Pace:
 
 
 class AntiEntropy:
-    """Runs the exchanges of one box, until `close`. `neighbours()` are the boxes that are connected at the moment."""
+    """Runs the exchanges of one box, until `close`. `neighbours()` are the boxes that are connected at the moment.
+
+    Nothing is pushed to a peer that `may_have` refuses.
+    """
 
     def __init__(
         self,
@@ -91,8 +94,10 @@ class AntiEntropy:
         *,
         rng: random.Random | None = None,
         clock: Callable[[], float] = trio.current_time,
+        may_have: Callable[[str], bool] = lambda peer_id: True,
     ) -> None:
         self._replica = replica
+        self._may_have = may_have
         self._trees = trees
         self._intake = intake
         self._neighbours = neighbours
@@ -167,8 +172,9 @@ class AntiEntropy:
         far stays.
         """
         run = _Exchange(
-            self._replica, self._trees, self._intake, self._not_taken, self._given, self._rng, self._clock, peer
-        )
+            self._replica, self._trees, self._intake, self._not_taken, self._given, self._rng, self._clock,
+            self._may_have, peer,
+        )  # fmt: skip
         with trio.move_on_after(EXCHANGE_LIMIT) as scope:
             try:
                 await run.run()
@@ -208,6 +214,7 @@ class _Exchange:
     given: Buckets[str]
     rng: random.Random
     clock: Callable[[], float]
+    may_have: Callable[[str], bool]
     peer: Peer
     batch: int = FIRST_BATCH
     took: float = 0.0
@@ -246,7 +253,8 @@ class _Exchange:
                 self._adapt(sum(ID_BYTES * len(ids) for ids in lists if ids))
                 walk.ids(question, lists)
         self.report.more |= walk.cut_short
-        await self._push(walk)
+        if self.may_have(self.peer.peer_id):
+            await self._push(walk)
 
     async def _fetch(self, walk: Walk) -> None:
         """Fetch what is wanted, a batch at a time, each committed before the next is asked for."""

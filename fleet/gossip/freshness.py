@@ -52,11 +52,12 @@ class Freshness:
         """The boxes that have been compared with over the links that are up."""
         return self._heard
 
-    def wait_until(self, caller: str, linked: Collection[str], now: float) -> float | None:
-        """How long a call of `caller` is to wait at most for news from others that are linked; None where it need not.
+    def wait_until(self, peer_id: str, members: Collection[str], now: float) -> float | None:
+        """Until when work for a peer, or by it, is to wait for news from another of the `members`; None where not.
 
-        It need not where somebody else has been heard, nobody else is there to hear, or the time for it is over.
+        It need not where another one has been heard, where there is no other in the fleet, or the time for it is over.
+        Whether others can be reached does not matter: that is found out in the same time.
         """
-        if self._heard - {caller} or now >= self._deadline:
+        if self._heard - {peer_id} or now >= self._deadline:
             return None
-        return self._deadline if set(linked) - {caller} else None
+        return self._deadline if set(members) - {peer_id} else None

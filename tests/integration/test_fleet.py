@@ -18,6 +18,7 @@ from fleet.document.op import write_op
 from fleet.errors import FleetError
 from fleet.identity.keys import Identity, public_key_from_peer_id
 from tests.harness import Agent, Fleet, agents, holding_smollm2, peer_id_of, seed_of
+from tests.integration.test_admission import lay_down
 from tests.integration.test_forwarding import peers, wait_until
 from tests.peer import fake_model, peer
 
@@ -218,6 +219,57 @@ def test_a_box_that_stood_still_learns_of_a_revoke_before_it_serves_anyone(tmp_p
             assert ask(thief).status_code != 200
         assert len([r for r in jetson.lines if r["event"] == "job.lent"]) == served
         wait_until(lambda: [p["name"] for p in peers(jetson) if p["connected"]] == ["pos-1"])
+
+
+def test_a_box_meets_a_member_that_came_while_it_was_away_and_learns_of_a_revoke_from_it(tmp_path: Path) -> None:
+    """The only box that it knew is gone, and was shut out meanwhile: the configuration names the new one."""
+    fleet = Fleet()
+    gone = peer_id_of("gone")
+    away, new = (Agent(tmp_path / name, name, {}, {}, fleet) for name in ("away", "new"))
+    first = fleet.certify(gone, away.peer_id)
+    lay_down(away, first)
+    lay_down(new, [*first, *fleet.certify(new.peer_id), fleet.revoke(gone)])
+    away.dial(new)
+    try:
+        new.start()
+        away.start()
+        wait_until(lambda: [p["name"] for p in peers(away) if p["connected"]] == ["new"], 15)
+        wait_until(lambda: boxes(away).get("new", {}).get("standing") == boxes(new)["new"]["standing"], 15)
+        assert boxes(away)["new"]["version"]
+        found = httpx.get(f"{away.url}/v1/fleet/boxes", timeout=10).json()["boxes"]
+        assert [one["admitted"] for one in found if one["peer_id"] == gone] in ([], [False])
+    finally:
+        away.kill()
+        new.kill()
+
+
+def test_several_joins_at_once_make_one_member_with_one_document(tmp_path: Path) -> None:
+    with agents(tmp_path, {"pos-1": {}, "pos-2": {}}) as (one, two):
+        token = one.fleet.invite(one.p2p_addr, two.p2p_addr, uses=5)
+        assert states(one.offer(token.op)) == ["new"]
+        new = Agent(tmp_path / "new", "new", {}, {}, one.fleet)
+        try:
+            new.start()
+            answers: list[httpx.Response] = []
+            asking = [
+                threading.Thread(
+                    target=lambda: answers.append(
+                        httpx.post(f"{new.url}/v1/fleet/join", json={"token": token.text()}, timeout=60)
+                    )
+                )
+                for _ in range(5)
+            ]
+            for one_more in asking:
+                one_more.start()
+            for one_more in asking:
+                one_more.join(60)
+            assert [answer.status_code for answer in answers] == [200] * 5, [answer.text for answer in answers]
+            assert all(answer.json()["joined"] for answer in answers)
+            assert len([line for line in new.lines if line["event"] == "document.open"]) == 1
+            one.offer(one.fleet.revoke(two.peer_id))
+            wait_until(lambda: two.peer_id not in [p["peer_id"] for p in peers(new) if p["connected"]], 15)
+        finally:
+            new.kill()
 
 
 def test_b30_a_member_writes_its_own_entries_only(tmp_path: Path) -> None:

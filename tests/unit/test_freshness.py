@@ -23,6 +23,7 @@ def test_nobody_waits_where_nobody_else_is_there_or_the_time_is_over() -> None:
     fresh = Freshness(100.0)
     fresh.link_up(THIEF, 100.0)
     assert fresh.wait_until(THIEF, {THIEF}, 100.0) is None
+    assert fresh.wait_until(THIEF, BOTH, 100.0) == 100.0 + LIMIT, "the other may still be reached"
     assert fresh.wait_until(THIEF, BOTH, 100.0 + LIMIT) is None
 
 
