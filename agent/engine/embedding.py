@@ -83,6 +83,10 @@ class Embedder:
         self._threads = threads
         self._pools: dict[str, _Pool] = {}
         self._open: deque[_Open] = deque()
+        self._in_step = -1
+        # A step of long texts takes seconds on a small box, and a cancel must not wait for its end. Asked for at each
+        # part of the model's graph, some hundred times a step.
+        self._aborts = ll.ggml_abort_callback(lambda _: self._in_step in inbox.cancelled())
 
     @property
     def busy(self) -> bool:
@@ -113,11 +117,17 @@ class Embedder:
         one = self._open.popleft()
         job = one.texts.job
         began = time.perf_counter()
+        self._in_step = job.id
         try:
             vectors = self._vectors(job.pooling, self._chosen(one))
         except AgentError as error:
-            fail(job.id, error)
+            if job.id in self._inbox.cancelled():
+                self._end(one, "cancelled")
+            else:
+                fail(job.id, error)
             return
+        finally:
+            self._in_step = -1
         one.took_ms += (time.perf_counter() - began) * 1000
         self._send(Vectors(job.id, one.next, vectors.shape[1], vectors.astype("<f4").tobytes()))
         one.next += len(vectors)
@@ -181,6 +191,7 @@ class Embedder:
         params.n_threads = params.n_threads_batch = self._threads
         params.embeddings = True
         params.no_perf = True
+        params.abort_callback = self._aborts
         kind = _POOLINGS[pooling]
         handle = self._context(params, kind)
         if ll.llama_pooling_type(handle) == ll.LLAMA_POOLING_TYPE_NONE:

@@ -40,7 +40,8 @@ INFER: dict[str, object] = {
     "sampling": {"max_tokens": 8, "temperature": 0.0, "top_p": 1.0, "seed": 7, "stop": ["\n"]},
 }  # fmt: skip
 EMBED: dict[str, object] = {
-    "v": 2, "job": "job-2", "kind": "embedding", "model": "smollm2", "texts": ["hi"], "pooling": "mean", "route": [_PEER],
+    "v": 2, "job": "job-2", "kind": "embedding", "model": "smollm2", "texts": ["hi"], "pooling": "mean",
+    "route": [_PEER],
 }  # fmt: skip
 _REQUEST = messages.parse(messages.InferRequest, INFER)
 EVENTS: list[dict[str, object]] = [
@@ -307,7 +308,7 @@ WIRE = (
         run_message,
         lambda: [
             cbor2.dumps(value)
-            for value in (HELLO, PRESENCE, INFER, {"v": 1, **INFER, "kind": "completion"}, EMBED, *EVENTS)
+            for value in (HELLO, PRESENCE, INFER, EMBED, {**INFER, "kind": "completion"}, *EVENTS)
         ],
         [
             *cbor_stretch(),
