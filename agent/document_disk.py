@@ -15,7 +15,7 @@ from fleet.document.op import Op, read_op, signature_holds
 from fleet.document.opset import OpSet
 from fleet.document.store import OpStore
 from fleet.document.view import fold
-from fleet.errors import RefusedOpError
+from fleet.errors import DamagedGenesisError, RefusedOpError
 from fleet.identity.genesis import Genesis
 
 #: Below the state folder.
@@ -104,33 +104,50 @@ def _admit(ops: OpSet, raws: Sequence[bytes]) -> tuple[list[Result], list[Op], l
 
 @dataclass(frozen=True)
 class Repair:
-    """What was found and done. `problems` are SQLite's words; `set_aside` is where a bad database went."""
+    """What was found and done. `problems` are SQLite's words, or what was wrong with the genesis; `set_aside` is where
+    a bad database went.
 
-    fleet: str
+    `fleet` is None where the box does not know its fleet any more, but holds ops of one, by the id `fleet_id`; a bad
+    genesis is then at `genesis_set_aside`.
+    """
+
+    fleet: str | None
+    fleet_id: str
     ops: int
     members: int
     problems: tuple[str, ...]
     damaged: int
     set_aside: Path | None
+    genesis_set_aside: Path | None = None
 
 
 def repair(state_dir: Path) -> Repair:
     """Check the document on disk, rebuild the file where something is wrong with it, and fold its view anew.
 
-    What a bad file can no longer give comes back from other boxes. Raises ConfigError while an agent runs, StoreError,
-    and RefusedOpError where there is no fleet.
+    A damaged genesis is set aside, for only another box has a copy of it. What a bad file can no longer give comes
+    back from other boxes. Raises ConfigError while an agent runs, StoreError, and RefusedOpError where there is no
+    fleet.
     """
     with locked_state_dir(state_dir):
         store = OpStore(state_dir / FOLDER)
-        genesis = store.genesis()
-        if genesis is None:
+        problems: tuple[str, ...] = ()
+        genesis_aside: Path | None = None
+        try:
+            genesis = store.genesis()
+        except DamagedGenesisError as error:
+            genesis, genesis_aside, problems = None, store.set_genesis_aside(), (error.message,)
+        if genesis is None and genesis_aside is None and not store.path.exists():
             raise RefusedOpError("no_fleet", "this box belongs to no fleet; there is no document to repair")
         try:
             opened = store.open()
-            problems = tuple(store.check())
-            aside = store.rebuild() if problems else opened.set_aside
+            found = tuple(store.check())
+            aside = store.rebuild() if found else opened.set_aside
             ops = store.peek()
         finally:
             store.close()
-    view = fold(genesis, ops)
-    return Repair(genesis.name, len(ops), len(view.authority.members), problems, opened.damaged, aside)
+    problems += found
+    if genesis is None:
+        fleet_id = ops[0].fleet.hex() if ops else ""
+        return Repair(None, fleet_id, len(ops), 0, problems, opened.damaged, aside, genesis_aside)
+    members = len(fold(genesis, ops).authority.members)
+    return Repair(genesis.name, genesis.fleet_id.hex(), len(ops), members, problems, opened.damaged, aside)

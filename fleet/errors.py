@@ -45,6 +45,11 @@ class StoreError(FleetError):
     code = "store"
 
 
+class DamagedGenesisError(StoreError):
+    """The record that says which fleet this box belongs to is no genesis any more; `OpStore.set_genesis_aside` makes
+    room for another copy of it."""
+
+
 class FrameError(FleetError):
     """A peer sent a frame past a limit or not decodable; the link it came on is closed and the refusal counted."""
 

@@ -22,6 +22,7 @@ from agent.cli.output import fail, output_option, print_json, printable, styled
 
 if TYPE_CHECKING:
     from agent.config import Config
+    from agent.document_disk import Repair
 
 _HEADINGS = {"error": ("ERRORS", "red"), "warning": ("WARNINGS", "yellow"), "info": ("GOOD TO KNOW", "blue")}
 
@@ -56,10 +57,16 @@ def doctor(ctx: click.Context, path: Path | None, mend: bool, url: str, api_key_
         facts, warnings = _ask(AgentClient(url, api_key_file))
     except ClientError as error:
         failure = error
-        warnings.append(_warning(error.code, "error", "the agent cannot be asked", error.message, _remedy(error.code)))
+        remedy = _remedy(error.code, path)
+        warnings.append(_warning(error.code, "error", "the agent cannot be asked", error.message, remedy))
     warnings += file_warnings
-    if config is not None and failure is not None and failure.code in ("agent_unreachable", "bad_answer"):
-        warnings += [*_check_ports(config), *_check_document(config)]
+    if (
+        path is not None
+        and config is not None
+        and failure is not None
+        and failure.code in ("agent_unreachable", "bad_answer")
+    ):
+        warnings += [*_check_ports(config), *_check_document(config, path)]
     if form == "json":
         agent = {key: facts.get(key) for key in ("peer_id", "name", "version", "state")}
         print_json({"agent": agent, "config": str(path) if path else None, "warnings": warnings})
@@ -85,9 +92,16 @@ def _repair(path: Path | None, form: str) -> None:
     except OSError as error:
         fail(form, "store", f"cannot repair the document: {error.strerror or error}")
     if form == "json":
-        aside = str(done.set_aside) if done.set_aside else None
-        print_json({**asdict(done), "problems": list(done.problems), "set_aside": aside})
-        return
+        paths = {"set_aside": done.set_aside, "genesis_set_aside": done.genesis_set_aside}
+        named = {key: str(aside) if aside else None for key, aside in paths.items()}
+        print_json({**asdict(done), "problems": list(done.problems), **named})
+    else:
+        _print_repair(done, path)
+    # Without its genesis the box is whole again only once somebody has given it one.
+    sys.exit(exits.OK if done.fleet is not None else exits.DEGRADED)
+
+
+def _print_repair(done: Repair, path: Path) -> None:
     for problem in done.problems:
         click.echo(f"found: {printable(problem)}")
     if done.damaged:
@@ -95,7 +109,18 @@ def _repair(path: Path | None, form: str) -> None:
     if done.set_aside:
         click.echo(f"the bad database is now {done.set_aside}; remove it when the fleet is complete again")
         click.echo("what it held comes again from other boxes when the agent runs, or with: shoal import FILE")
-    click.echo(f"the document of {printable(done.fleet)}: {done.ops} ops, {done.members} members, sound")
+    if done.fleet is not None:
+        click.echo(f"the document of {printable(done.fleet)}: {done.ops} ops, {done.members} members, sound")
+        return
+    if done.genesis_set_aside:
+        click.echo(f"the bad genesis is now {done.genesis_set_aside}; remove it when this box is in its fleet again")
+    what = (
+        f"holds {done.ops} ops of the fleet {done.fleet_id[:16]}…, and" if done.fleet_id else "holds no ops either, and"
+    )
+    click.echo(f"this box does not know what fleet it belongs to: it {what} has no genesis")
+    click.echo("  -> on another box of that fleet: shoal export --file FILE")
+    click.echo(f"     then here: shoal import --join-fleet --config {path} FILE")
+    click.echo("     with no way to carry a file, a new token of that fleet (shoal invite) brings it too: shoal join")
 
 
 def _ask(client: AgentClient) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -110,9 +135,9 @@ def _ask(client: AgentClient) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return facts, found
 
 
-def _remedy(code: str) -> str:
+def _remedy(code: str, path: Path | None) -> str:
     return {
-        "agent_unreachable": "start it with: shoal run --config FILE, or name another one with --url",
+        "agent_unreachable": f"start it with: shoal run --config {path or 'FILE'}, or name another one with --url",
         "unauthorized": "give its API key with --api-key-file or SHOAL_API_KEY",
     }.get(code, "check --url and SHOAL_URL")
 
@@ -168,16 +193,22 @@ def _own_url(config: Config) -> str:
     return f"http://{here}:{port}"
 
 
-def _check_document(config: Config) -> list[dict[str, Any]]:
+def _check_document(config: Config, path: Path) -> list[dict[str, Any]]:
     """Whether the fleet document of a box that does not run can be read."""
-    from agent.document_disk import read_document
+    from agent.document_disk import FOLDER, read_document
+    from fleet.document.store import OpStore
     from fleet.errors import FleetError
 
+    mend = f"with the agent stopped: shoal doctor --repair --config {path}"
     try:
-        read_document(config.state_dir)
+        genesis, _ = read_document(config.state_dir)
     except FleetError as error:
-        remedy = "with the agent stopped: shoal doctor --repair --config FILE; then start it, or: shoal import FILE"
+        remedy = f"{mend}; then do what it says"
         return [_warning("document_unreadable", "error", "the fleet document cannot be read", error.message, remedy)]
+    if genesis is None and OpStore(config.state_dir / FOLDER).path.exists():
+        text = f"{config.state_dir / FOLDER} has ops and no genesis.cbor, so this box does not know its fleet"
+        remedy = f"{mend}, which says how to go on"
+        return [_warning("genesis_missing", "error", "the fleet's genesis is missing", text, remedy)]
     return []
 
 

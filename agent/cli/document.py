@@ -14,7 +14,7 @@ from agent.errors import AgentError
 from fleet.document.bundle import read_bundle, write_bundle
 from fleet.document.op import Op, read_op
 from fleet.document.view import View, fold
-from fleet.errors import FleetError, StoreError
+from fleet.errors import FleetError
 from fleet.identity.genesis import Genesis
 
 #: Bytes of a bundle sent to an agent at once.
@@ -79,8 +79,6 @@ class DocumentAccess:
             raise ClientError("bad_answer", f"the agent's document cannot be read: {error.message}") from None
         try:
             genesis, ops = read_document(self._state_dir)
-        except StoreError as error:
-            raise ClientError(error.code, f"{error.message}; to mend it: shoal doctor --repair") from None
         except FleetError as error:
             raise ClientError(error.code, error.message) from None
         return Document(genesis, [op for op in ops if facts or op.kind != "node"])

@@ -806,3 +806,64 @@ def test_the_commands_of_the_documentation_run_in_their_order(tmp_path: Path) ->
         assert name == "shoal"
         done = in_this_process(args, "", env, tmp_path)
         assert done.code == 0, (command, done)
+
+
+def test_a_box_whose_genesis_is_damaged_is_mended_with_another_boxs_copy(
+    here: Shoal, elsewhere: Shoal, tmp_path: Path
+) -> None:
+    bundle = elsewhere.text("export").out
+    token = elsewhere.invite()
+    ops = here.op_count()
+    folder = here.box.folder / "state" / "fleet"
+    sound = (folder / "genesis.cbor").read_bytes()
+    (folder / "genesis.cbor").write_bytes(b"zz")
+    # Whatever is tried says what helps.
+    for args, stdin in ((("boxes",), ""), (("import", "--join-fleet", "-"), bundle), (("join", token), "")):
+        done = here.text(*args, stdin=stdin)
+        assert done.code == 1, (args, done)
+        assert "doctor --repair" in done.err
+    stopped = here.process("run")
+    assert stopped.code != 0
+    assert "doctor --repair" in stopped.out + stopped.err
+    found = {warning["code"]: warning for warning in json.loads(here.text("doctor", "-o", "json").out)["warnings"]}
+    assert "doctor --repair" in found["document_unreadable"]["remedy"]
+
+    report = here.json("doctor", "--repair", code=5)
+    assert (report["fleet"], report["ops"]) == (None, ops)
+    assert report["fleet_id"] == elsewhere.json("fleet", "show")["fleet"]["id"]
+    assert Path(report["genesis_set_aside"]).read_bytes() == b"zz"
+    told = here.text("doctor", "--repair")
+    assert told.code == 5
+    assert f"shoal import --join-fleet --config {here.box.config_file} FILE" in told.out
+    found = {warning["code"]: warning for warning in json.loads(here.text("doctor", "-o", "json").out)["warnings"]}
+    assert "doctor --repair" in found["genesis_missing"]["remedy"]
+
+    # Its ops hold it to its fleet.
+    stranger = shoal(tmp_path, "stranger")
+    stranger.init("another")
+    refused = here.json("import", "--join-fleet", "-", stdin=stranger.text("export").out, code=1)
+    assert "of another fleet" in refused["message"]
+    assert here.json("boxes", code=1)["code"] == "no_fleet"
+
+    again = here.json("import", "--join-fleet", "-", stdin=bundle)
+    assert (again["joined"], again["refused"]) == (True, 0)
+    assert (folder / "genesis.cbor").read_bytes() == sound
+    assert here.json("doctor", "--repair")["fleet"] == "shops"
+    assert here.standing(here.box.peer_id) == "member"
+
+
+def test_a_box_whose_genesis_is_damaged_gets_another_with_a_token(here: Shoal, tmp_path: Path) -> None:
+    other = shoal(tmp_path, "till-2")
+    carry(here, other, "--join-fleet")
+    here.json("admit", other.box.peer_id, "--yes")
+    carry(here, other)
+    (other.box.folder / "state" / "fleet" / "genesis.cbor").write_bytes(b"zz")
+    assert other.text("doctor", "--repair").code == 5
+    token = here.invite()
+    with running(here.box, other.box):
+        here.box.start()
+        other.box.start()
+        assert other.json("join", token)["joined"]
+        assert other.standing(other.box.peer_id) == "member"
+        other.box.stop()
+    assert other.json("doctor", "--repair")["fleet"] == "shops"
