@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fleet.document.authority import Authority
+from fleet.document.invites import Token
 from fleet.document.view import Governance
 from fleet.identity.keys import peer_id_from_public_key
 
@@ -63,8 +64,16 @@ def late_text(invite_id: str, taken_by: Sequence[str]) -> str:
     return f"its claim of invite {invite_id} came after the uses were gone: {takers} took them"
 
 
-def useless_because(governance: Governance, key: bytes, invite_id: str) -> str | None:
-    """Why a box that knows its fleet gets nowhere with an invite, whoever is asked, and the remedy.
+def leads_nowhere(token: Token, key: bytes) -> str | None:
+    """Why a box cannot even knock with a token, and the remedy: it names no other box. None where it does."""
+    own = peer_id_from_public_key(key)
+    if token.addrs and all(addr.rsplit("/p2p/", 1)[-1] == own for addr in token.addrs):
+        return "the token names only this box's own addresses; run shoal join on the new box, with this token"
+    return None
+
+
+def useless_because(governance: Governance, key: bytes, token: Token) -> str | None:
+    """Why a box that knows its fleet gets nowhere with a token's invite, whoever is asked, and the remedy.
 
     None where it is worth a try, and for a box that is in.
     """
@@ -80,10 +89,20 @@ def useless_because(governance: Governance, key: bytes, invite_id: str) -> str |
             f"shoal firewall allow {peer_id}"
         )
     for claim in lost_claims_of(governance.authority, key):
-        if claim.invite_id == invite_id:
+        if claim.invite_id == token.invite_id:
             takers = [peer_id_from_public_key(taker) for taker in claim.taken_by]
             return (
-                f"this box has used this token, and {late_text(invite_id, takers)}; ask an admin for a new token, or"
-                f" for: shoal admit {peer_id}"
+                f"this box has used this token, and {late_text(claim.invite_id, takers)}; ask an admin for a new token,"
+                f" or for: shoal admit {peer_id}"
             )
+    if is_member(governance, key) or governance.authority.counts(token.op):
+        return None
+    # An admin that this box has not heard of yet may have made it; one that it knows to be cut off has not.
+    author = token.op.author
+    if author in governance.authority.cut or author in governance.authority.forked:
+        admin = peer_id_from_public_key(author)
+        return (
+            f"the admin who made this token, {admin}, was revoked or is not believed any more, and the token with it;"
+            " ask another admin for a new one"
+        )
     return None

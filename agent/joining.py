@@ -13,7 +13,7 @@ from typing import Final
 import structlog
 import trio
 
-from agent.claims import is_member, useless_because
+from agent.claims import is_member, leads_nowhere, useless_because
 from agent.errors import ConfigError
 from agent.membership import Membership
 from fleet.document.invites import Token, read_token
@@ -178,13 +178,14 @@ class Joining:
         return self.settled
 
     def _refuse_if_useless(self, token: Token) -> None:
-        replica = self._membership.replica
+        replica, key = self._membership.replica, self._membership.identity.public_key
+        why = leads_nowhere(token, key)
         if replica is None:
-            return
-        if token.genesis.fleet_id != replica.fleet_id:
-            why: str | None = f"it is of the fleet {token.genesis.name!r}, this box belongs to {replica.genesis.name!r}"
+            pass
+        elif token.genesis.fleet_id != replica.fleet_id:
+            why = f"it is of the fleet {token.genesis.name!r}, this box belongs to {replica.genesis.name!r}"
         else:
-            why = useless_because(replica.governance, self._membership.identity.public_key, token.invite_id)
+            why = useless_because(replica.governance, key, token) or why
         if why is not None:
             self.problem = f"the join token is no use: {why}"
             raise ConfigError(self.problem)

@@ -149,7 +149,8 @@ def _notes(known: KnownFleet, refused: set[str], names: Mapping[str, str]) -> li
             f"! {', '.join(sorted(names.get(one, one) for one in refused))}: every box that answers refuses this one"
         )
         lines.append(
-            "  its claim of an invite came too late, or it was revoked or denied; this list may be long out of date"
+            "  it was revoked or denied, its claim of an invite came too late, or they were off when it came; this list"
+            " may be long out of date"
         )
         lines.append(f"  -> on an admin's box: shoal firewall explain {own}; see also: shoal doctor")
     for claim in known.fleet.get("lost_claims", ()):

@@ -92,7 +92,8 @@ def import_bundle(place: Place, form: str, source: Path, join_fleet: bool) -> No
         for reason, count in sorted(reasons.items()):
             click.echo(f"  refused: {count} x {reason}")
         for one in refused[:_SHOWN]:
-            click.echo(f"    op {one['record']} ({str(one['op'])[:12]}): {one['reason']}")
+            known = f"op {str(one['op'])[:12]}" if one["op"] is not None else "too short for an op"
+            click.echo(f"    record {one['record']} ({known}): {one['reason']}")
     if refused:
         sys.exit(exits.DEGRADED if len(refused) < len(raws) else exits.FAILED)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +17,9 @@ from agent.cli.output import print_json, printable, styled
 
 #: Bytes read from standard input; the agent's own limit for a prompt is the same.
 MAX_PROMPT: Final = 1024 * 1024
+#: Seconds that an agent may take to dial a box again that has broken off, and between two looks at what came of it.
+_REDIAL: Final = 3.0
+_LOOK: Final = 0.1
 
 
 @dataclass
@@ -114,6 +118,10 @@ def chat(
             error.details["partial_text"] = answer.text
             if form == "text":
                 click.echo("" if show else printable(answer.text, keep_lines=True))
+            if error.code == "interrupted" and _shut_out(client, str(answer.shoal.get("peer_id"))):
+                name = answer.shoal.get("served_by")
+                message = f"{name} does not let this box in any more, and ended its answer; see `shoal doctor`"
+                raise ClientError("refused", message, error.details) from None
         raise
     if form == "json":
         print_json(answer.as_json())
@@ -170,6 +178,25 @@ def _first_model(client: AgentClient) -> str:
             "no_capable_peer", "no model is held here or by a connected box; see `shoal peers` and `shoal doctor`"
         )
     return models[0]
+
+
+def _shut_out(client: AgentClient, peer_id: str) -> bool:
+    """Whether the box that broke an answer off refuses this one by now: then asking again is of no use.
+
+    The agent knows once it has dialled that box again, for which this waits at most _REDIAL seconds.
+    """
+    deadline = time.monotonic() + _REDIAL
+    never = threading.Event()
+    while True:
+        try:
+            with client.understood():
+                states = {str(peer["peer_id"]): str(peer["state"]) for peer in client.get("/v1/fleet/peers")["peers"]}
+        except ClientError:
+            return False
+        state = states.get(peer_id, "")
+        if state != "connecting" or time.monotonic() > deadline:
+            return state in ("refused", "denied")
+        never.wait(_LOOK)
 
 
 def _standard_input() -> str:

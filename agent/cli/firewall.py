@@ -93,9 +93,9 @@ def _write(place: Place, form: str, text: str, entry: FirewallEntry, admin_key: 
         lines += [f"  this lifts the deny of {names.of(op.author)}: {_scope_text(op)}" for op in lifted]
     if ops and (lifts or entry.verdict == "deny"):
         agree(form, yes, printable("\n".join(lines), keep_lines=True), result)
-    elif form != "json" and ops:
-        click.echo(printable(lines[0]))
     admin.hand_over(access, document, ops)
+    if form != "json" and ops and not lifts and entry.verdict == "allow":
+        click.echo(printable(lines[0]))
     if form == "json":
         print_json({**result, "ops": [op.id.hex() for op in ops]})
     elif not ops:

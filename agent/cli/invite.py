@@ -6,6 +6,7 @@ import ipaddress
 import os
 import re
 import secrets
+import stat
 import sys
 import time
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from fleet.document.invites import Offer
 
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_HEADER: Final = ("INVITE", "STATE", "USED", "EXPIRES", "LABELS", "BY")
+_HEADER: Final = ("INVITE", "STATE", "USED", "EXPIRES", "LABELS", "USED BY")
 _MAX_TTL: Final = 366 * 86400
 
 
@@ -138,6 +139,8 @@ def _make(
         into = f"; the token is in {path}" if path else ""
         click.echo(f"invite {invite_id}: for {boxes}, until {_iso(terms.expires)}{into}", err=True)
         click.echo("on the new box: shoal join --token-file FILE, or SHOAL_JOIN_TOKEN at its first start", err=True)
+    if path is None:
+        _warn_of_readers()
 
 
 @invite.command("ls")
@@ -182,7 +185,7 @@ def ls(place: Place, form: str) -> None:
         )
         for one, offer in zip(found, offers, strict=True)
     ]
-    click.echo(table(_HEADER, rows, rigid=("STATE", "USED", "EXPIRES"), spare=("BY", "LABELS")))
+    click.echo(table(_HEADER, rows, rigid=("STATE", "USED", "EXPIRES"), spare=("USED BY", "LABELS")))
 
 
 @invite.command("withdraw")
@@ -282,6 +285,20 @@ def _write_secret(path: Path, text: str) -> None:
         raise ClientError(
             "failed", f"cannot write {path}: {error.strerror}; withdraw the invite and try again"
         ) from None
+
+
+def _warn_of_readers() -> None:
+    """Say so where standard output is a file that other users can read: a shell makes it as the umask says."""
+    try:
+        mode = os.fstat(sys.stdout.fileno()).st_mode
+    except (OSError, ValueError):  # it is no file at all, or closed
+        return
+    if stat.S_ISREG(mode) and mode & 0o077:
+        click.echo(
+            f"warning: the token is in a file of mode {stat.S_IMODE(mode):04o}, and whoever reads it can join the"
+            " fleet; chmod 600 it, and use --file FILE the next time",
+            err=True,
+        )
 
 
 def _qr(text: str) -> str:

@@ -54,6 +54,7 @@ def join(place: Place, form: str, token: str | None, token_file: Path | None) ->
         if known is not None and _is_in(place, read):
             _done(form, fleet, already=True, stopped=True)
         else:
+            _refuse_own(place, read)
             _left_for_later(form, fleet, _keep(place.state_dir, read))
         return
     joined, problem = bool(answer.get("joined")), str(answer.get("problem") or "")
@@ -69,10 +70,19 @@ def _is_in(place: Place, token: Token) -> bool:
     from agent.claims import is_member, useless_because
 
     governance, own = place.access().read().view.governance, place.identity().public_key
-    why = useless_because(governance, own, token.invite_id)
+    why = useless_because(governance, own, token)
     if why is not None:
         raise ClientError("denied", why)
     return is_member(governance, own)
+
+
+def _refuse_own(place: Place, token: Token) -> None:
+    """Raise ClientError for a token that only leads to the box it is used on."""
+    from agent.claims import leads_nowhere
+
+    why = leads_nowhere(token, place.identity().public_key)
+    if why is not None:
+        raise ClientError("denied", why)
 
 
 def _done(form: str, fleet: Mapping[str, object], *, already: bool, stopped: bool = False) -> None:

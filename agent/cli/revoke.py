@@ -114,4 +114,7 @@ def _lines(ops: Sequence[Op], names: Names) -> list[str]:
     from agent.cli.history import iso_time
     from agent.cli.verdict import value_text
 
-    return [f"  {op.seq:>6}  {iso_time(op.hlc)[:19]}  {op.kind} {op.path}: {value_text(op, names)}" for op in ops]
+    def about(op: Op) -> str:
+        return names.of(op.subject) if op.kind in ("cert", "revoke", "fw") else op.path
+
+    return [f"  {op.seq:>6}  {iso_time(op.hlc)[:19]}  {op.kind} {about(op)}: {value_text(op, names)}" for op in ops]

@@ -183,7 +183,9 @@ def _refused_by(facts: Facts) -> Iterator[Warning]:
                 "error",
                 f"{peer.name} does not let this box in",
                 f"it answered that the key {facts.peer_id} is not allowed",
-                "is this box revoked, or of another fleet? on an admin's box: shoal firewall explain " + facts.peer_id,
+                "was this box revoked or denied, has that one been off since this one came (then it passes when they"
+                " link to others), or is one of another fleet? on an admin's box: shoal firewall explain "
+                + facts.peer_id,
             )
         elif peer.state == "denied":
             yield Warning(
@@ -200,9 +202,16 @@ def _outcast(facts: Facts) -> Iterator[Warning]:
         return
     document = facts.document
     says = f" (it says: {document.standing})" if document is not None else ""
-    lost = "a claim of an invite that came after its uses were gone"
+    reasons = ["it was revoked or denied while it could not be told"]
     if document is not None and document.came_with:
-        lost = f"its claim of invite {document.came_with} came after the uses were gone, by what the others know"
+        reasons += [f"its claim of invite {document.came_with} came after the uses were gone, by what the others know"]
+    elif document is None or not document.admitted:
+        reasons += ["its claim of an invite came after the uses were gone"]
+    reasons += [
+        "those boxes were off when it was let in and have not heard of it, which passes once they have linked to a box"
+        " that has",
+        "or they are of another fleet",
+    ]
     tried = f"\nwhat came of its last attempt to join: {facts.join_problem}" if facts.join_problem else ""
     yield Warning(
         "outcast",
@@ -210,8 +219,7 @@ def _outcast(facts: Facts) -> Iterator[Warning]:
         "every box that answers refuses this one",
         f"{', '.join(facts.refused_by)} say that the key {facts.peer_id} is not allowed. This box can ask nobody and"
         f" hears no news, so do not believe its own copy of the document{says}.\n"
-        f"likely reasons: {lost}; it was revoked or denied while it could not be told; or those boxes are of another"
-        f" fleet{tried}",
+        f"likely reasons, the likeliest first: {'; '.join(reasons)}{tried}",
         f"on an admin's box, which of these it is: shoal firewall explain {facts.peer_id}; then, there: shoal admit"
         f" {facts.peer_id}, or here: shoal join with a new token; a revoked key needs a new identity",
     )

@@ -397,6 +397,37 @@ def test_b18_an_answer_that_breaks_off_is_a_failure_and_keeps_its_text(form: str
 
 
 @pytest.mark.parametrize(
+    ("states", "exit_code", "code"),
+    [
+        (["refused"], 4, "refused"),
+        (["connecting", "connecting", "refused"], 4, "refused"),
+        (["unreachable"], 1, "interrupted"),
+        (["connecting", "connected"], 1, "interrupted"),
+    ],
+)
+def test_an_answer_that_breaks_off_because_this_box_was_shut_out_is_a_refusal(
+    states: list[str], exit_code: int, code: str
+) -> None:
+    def peers_in(state: str) -> tuple[int, Any]:
+        return 200, {"peers": [{**PEER, "peer_id": SERVED["peer_id"], "state": state}]}
+
+    broken = (*ANSWER[:2], event({"error": {"code": "interrupted", "message": "send the request again"}}))
+    with scripted({"/v1/chat/completions": (200, broken)}) as script:
+        left = list(states)
+
+        def seen(_sent: int) -> None:
+            if script.requests[-1][0] == "/v1/fleet/peers":
+                script.answers["/v1/fleet/peers"] = peers_in(left.pop(0) if left else "unreachable")
+
+        script.answers["/v1/fleet/peers"] = peers_in(left.pop(0))
+        script.between = seen
+        done = shoal("chat", "hi", "-o", "json", url=script.url)
+    assert (done.code, done.json["error"]["code"]) == (exit_code, code)
+    assert done.json["error"]["details"]["partial_text"] == "Hello"
+    assert ("send" in done.json["error"]["message"]) == (code == "interrupted")
+
+
+@pytest.mark.parametrize(
     ("answer", "exit_code", "code"),
     [
         (error(401, "unauthorized"), 4, "unauthorized"),

@@ -867,3 +867,70 @@ def test_a_box_whose_genesis_is_damaged_gets_another_with_a_token(here: Shoal, t
         assert other.standing(other.box.peer_id) == "member"
         other.box.stop()
     assert other.json("doctor", "--repair")["fleet"] == "shops"
+
+
+def test_a_token_in_a_file_that_others_can_read_is_warned_of(here: Shoal, tmp_path: Path) -> None:
+    for mode, warned in ((0o644, True), (0o600, False)):
+        path = tmp_path / f"token-{mode:o}"
+        path.touch()
+        path.chmod(mode)
+        with path.open("w") as file:
+            done = subprocess.run(
+                here.argv("invite", "--addr", here.box.p2p_addr),
+                stdout=file, stderr=subprocess.PIPE, text=True, timeout=LIMIT, env=here.env(), cwd=here.box.folder,
+            )  # fmt: skip
+        assert read_token(path.read_text()).invite.uses == 1
+        assert ("mode 0644" in done.stderr) == warned, done.stderr
+    assert "warning" not in here.text("invite", "--addr", here.box.p2p_addr).err
+
+
+def test_a_token_that_leads_only_to_this_box_is_refused_there(here: Shoal, tmp_path: Path) -> None:
+    fresh = shoal(tmp_path, "fresh")
+    own, other = (here.json("invite", "--addr", box.p2p_addr)["token"] for box in (fresh.box, here.box))
+    fresh.box.folder.joinpath("state").mkdir(exist_ok=True)
+    assert "only this box" in fresh.json("join", own, code=4)["message"]
+    assert fresh.json("join", other)["state"] == "at_next_start"
+    with running(fresh.box):
+        fresh.box.start()
+        assert "only this box" in fresh.json("join", own, code=4)["message"]
+
+
+def test_a_token_of_an_admin_who_was_cut_off_is_refused_with_the_reason(here: Shoal, tmp_path: Path) -> None:
+    other = shoal(tmp_path, "till-2")
+    carry(here, other, "--join-fleet")
+    token = here.invite()
+    admin = make_key(here)  # it is there, and only read
+    new = make_key(here, "new.key")
+    recovery = ("--recovery-key", str(here.keys / "recovery.key"))
+    here.json("admin", "recover", *recovery, "--new-admin", new, "--revoke", admin, "--keep", "1", "--yes")
+    carry(here, other)
+    assert "was revoked" in other.json("join", token, code=4)["message"]
+    with running(other.box):
+        other.box.start()
+        assert "was revoked" in other.json("join", token, code=4)["message"]
+
+
+def test_an_allow_is_shown_only_once_it_is_written(here: Shoal) -> None:
+    folder = here.box.folder / "state" / "fleet"
+    with closing(sqlite3.connect(folder / "document.db")) as database:
+        database.execute("create trigger full before insert on op begin select raise(abort, 'full'); end")
+        database.commit()
+    failed = here.text("firewall", "allow", STRANGER)
+    assert (failed.code, failed.out) == (1, "")
+    with closing(sqlite3.connect(folder / "document.db")) as database:
+        database.execute("drop trigger full")
+        database.commit()
+    assert here.text("firewall", "allow", STRANGER).out.startswith("allow ")
+
+
+def test_the_ops_of_an_admin_are_listed_by_the_names_of_those_they_are_about(here: Shoal) -> None:
+    here.json("firewall", "allow", STRANGER)
+    listed = here.json("revoke", make_key(here), "--yes", code=2)["message"]
+    assert f"fw …{STRANGER[-8:]}: allow" in listed
+    assert public_key_from_peer_id(STRANGER).hex() not in listed
+
+
+def test_a_record_that_is_no_op_is_named_by_its_place(here: Shoal) -> None:
+    done = here.text("import", "-", stdin="shoal-ops-1\nop AAAA\n")
+    assert done.code == 1
+    assert "record 1 (too short for an op): size" in done.out

@@ -80,7 +80,7 @@ UNWELL = [
     ("numbers_used_up", "warning", document(numbers_left=FEW_NUMBERS - 1),
      [str(FEW_NUMBERS - 1), "new identity", f"shoal revoke {ME}"]),
     ("outcast", "error", replace(WELL, refused_by=("jetson-1",)),
-     ["jetson-1", ME, "invite", "revoked", f"shoal admit {ME}", "shoal join"]),
+     ["jetson-1", ME, "likeliest first: it was revoked or denied", "were off", f"shoal admit {ME}", "shoal join"]),
     ("outcast", "error", replace(document(came_with="ab12"), refused_by=("jetson-1",), join_problem="used up"),
      ["ab12", "used up"]),
     ("no_fleet", "warning", replace(WELL, document=None, join_problem="nobody answers"), ["nobody answers"]),
