@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 
 from fleet.errors import IdentityError
 from fleet.identity.keys import public_key_from_peer_id
@@ -64,10 +65,25 @@ def _is_ip(text: str, family: str) -> bool:
 
 def _is_host(text: str) -> bool:
     labels = text.removesuffix(".").split(".")
-    return len(text) <= 253 and all(
-        0 < len(label) <= 63 and label.isascii() and label.replace("-", "").replace("_", "").isalnum()
-        for label in labels
+    return (
+        len(text) <= 253
+        and all(
+            0 < len(label) <= 63 and label.isascii() and label.replace("-", "").replace("_", "").isalnum()
+            for label in labels
+        )
+        and not _is_number(labels)
     )
+
+
+def _is_number(labels: Sequence[str]) -> bool:
+    """Whether resolvers take a name for an IPv4 address: 127.1, 0x7f.1, 0177.0.0.1 and 2130706433 are all loopback.
+
+    That is so where its last label is a number, in any base (glibc's inet_aton(3); WHATWG URL, "ends in a number").
+    No top-level domain is one (RFC 3696, section 2), so a real name is never refused for it.
+    """
+    last = labels[-1].lower()
+    digits = last.removeprefix("0x")
+    return last.isdigit() or (digits != last and all(c in "0123456789abcdef" for c in digits))
 
 
 def _is_port(text: str, *, lowest: int) -> bool:

@@ -62,7 +62,8 @@ async def keep_links(membership: Membership, node: Node) -> None:
 def worth_dialling(peer_id: str, addrs: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
     """Those of a box's addresses that can lead to it: what a member writes must not make others knock anywhere.
 
-    Loopback is dialled only by a box that is itself on loopback alone, as all boxes of a demonstration are.
+    Loopback is dialled only by a box that is itself on loopback alone, as all boxes of a demonstration are. What a real
+    name stands for is found out by whoever dials it: one that resolves to loopback passes here.
     """
     on_loopback = all(map(_is_loopback, own))
     return tuple(
@@ -79,7 +80,7 @@ def _is_loopback(addr: str) -> bool:
     try:
         address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(host)
     except ValueError:
-        return "localhost" in host or host.replace(".", "").isdigit()
+        return "localhost" in host  # names that are numbers in disguise have no valid host, see `peer_problem`
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
     return address.is_loopback or address.is_unspecified or address.is_multicast
