@@ -83,10 +83,10 @@ class Embedder:
         self._threads = threads
         self._pools: dict[str, _Pool] = {}
         self._open: deque[_Open] = deque()
-        self._in_step = -1
-        # A step of long texts takes seconds on a small box, and a cancel must not wait for its end. Asked for at each
-        # part of the model's graph, some hundred times a step.
-        self._aborts = ll.ggml_abort_callback(lambda _: self._in_step in inbox.cancelled())
+        self._aborted = False
+        # A step of long texts takes seconds on a small box. No cancel may wait for its end, of whatever request: the
+        # agent would take this process to hang. Asked at each part of the model's graph, some hundred times a step.
+        self._aborts = ll.ggml_abort_callback(self._abort)
 
     @property
     def busy(self) -> bool:
@@ -117,17 +117,15 @@ class Embedder:
         one = self._open.popleft()
         job = one.texts.job
         began = time.perf_counter()
-        self._in_step = job.id
+        self._aborted = False
         try:
             vectors = self._vectors(job.pooling, self._chosen(one))
         except AgentError as error:
-            if job.id in self._inbox.cancelled():
-                self._end(one, "cancelled")
+            if self._aborted:
+                self._open.appendleft(one)  # again, or no more, once whoever is cancelled has been let go
             else:
                 fail(job.id, error)
             return
-        finally:
-            self._in_step = -1
         one.took_ms += (time.perf_counter() - began) * 1000
         self._send(Vectors(job.id, one.next, vectors.shape[1], vectors.astype("<f4").tobytes()))
         one.next += len(vectors)
@@ -135,6 +133,11 @@ class Embedder:
             self._open.append(one)
         else:
             self._end(one, "stop")
+
+    def _abort(self, _: object) -> bool:
+        """Whether llama.cpp is to leave the step it is in."""
+        self._aborted = self._aborted or bool(self._inbox.cancelled())
+        return self._aborted
 
     def _chosen(self, one: _Open) -> Sequence[Sequence[int]]:
         """The next texts of a request that fit into a step."""

@@ -12,10 +12,14 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+import trio
+import trio.testing
 
+from fleet.net.messages import Delta, Embedded, InferRequest
+from tests.engine_box import completion, engine_box
 from tests.external_fakes import Fake
 from tests.external_fakes import serving as serving_fake
-from tests.harness import Agent, agents, holding_smollm2
+from tests.harness import Agent, agents, holding_smollm2, model_path
 from tests.integration.test_external_agents import models_of, until
 
 pytestmark = pytest.mark.model
@@ -171,3 +175,35 @@ def test_a_server_beside_a_box_gives_no_vectors(tmp_path: Path) -> None:
             assert error["code"] == "no_vectors"
             assert "ollama" in error["message"]
         assert not fake.jobs()
+
+
+def test_a_chat_that_is_cancelled_waits_for_no_step_of_long_texts(tmp_path: Path) -> None:
+    vectors: list[Embedded] = []
+
+    async def main() -> None:
+        async with engine_box(model_path(), tmp_path) as box, trio.open_nursery() as nursery:
+            pid, scope = box.pid, trio.CancelScope()
+
+            async def embed() -> None:
+                request = InferRequest(v=2, job="e", kind="embedding", model="m", texts=("word " * 600,) * 2)
+                await box.pool.generate(box.held.hash, request, take)
+
+            async def take(event: object) -> None:
+                if isinstance(event, Embedded):
+                    vectors.append(event)
+
+            async def leave(event: object) -> None:
+                # Between this step of the chat and its next one there is one of the texts.
+                if isinstance(event, Delta):
+                    scope.cancel()
+
+            nursery.start_soon(embed)
+            await trio.testing.wait_all_tasks_blocked()
+            with scope:
+                await box.pool.generate(box.held.hash, completion("Once upon a time", max_tokens=500), leave)
+            assert scope.cancelled_caught
+            await box.idle(LIMIT)
+            assert box.pid == pid
+
+    trio.run(main)
+    assert sum(len(one.data) for one in vectors) == 2 * 4 * DIMENSIONS
