@@ -4,8 +4,8 @@ Acceptance is about what an op is and who may ever write its kind; whether it co
 revoked since) is the view's affair. Nothing here looks at a clock.
 
 What depends on the order of arrival is `unknown_author` and `unknown_invite`, and such an op is offered again once what
-it rests on has come; and two bounds that only an attack with an admin's key, or with a token and a member's key, can
-reach: MAX_TWINS and SURPLUS_JOINS. Past them boxes may keep different ops of the attacker's.
+it rests on has come; and a bound that only an attack with an admin's key can reach, MAX_TWINS: past it boxes may keep
+different ops of the attacker's. Which claims of an invite stay is for `claims` to say, whatever the order.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from fleet.document import bodies
+from fleet.document.claims import Claim, claim_of
 from fleet.document.op import ADMIN_KINDS, Op
 from fleet.errors import RefusedOpError
 
@@ -23,15 +24,16 @@ MAX_FACTS: Final = 256
 MAX_ADMIN_OPS: Final = 20_000
 #: Ops of one admin with one seq that are kept: two prove the fork, and each that denies closes a door.
 MAX_TWINS: Final = 16
-#: Joins kept of one invite beyond its uses, so that the surplus can be shown as a conflict.
-SURPLUS_JOINS: Final = 64
 
 #: Reasons that may go away by themselves when other ops arrive.
 PASSING: Final = frozenset({"unknown_author", "unknown_invite"})
 
 
 class Known(Protocol):
-    """What the checks ask of the set of ops held so far. Every answer only ever goes from no to yes."""
+    """What the checks ask of the set of ops held so far.
+
+    Every answer only ever goes from no to yes, but for claims beyond the bounds of `claims`, and who came in with them.
+    """
 
     @property
     def fleet_id(self) -> bytes:
@@ -46,8 +48,8 @@ class Known(Protocol):
     def invite_limit(self, invite_id: str, key: bytes) -> int | None:
         """How many uses the invites written at this id for this key have at most; None where there are none."""
 
-    def joins_of(self, invite_id: str) -> int:
-        """How many joins of an invite are held."""
+    def has_room_for(self, claim: Claim) -> bool:
+        """Whether the claims that its countersigner made of the invite, which is known, leave room, or are later."""
 
     def ops_numbered(self, key: bytes, seq: int) -> int:
         """How many ops of an admin with this seq are held: more than one is a fork."""
@@ -98,8 +100,8 @@ def joins_with_an_invite(op: Op, known: Known) -> None:
     uses = known.invite_limit(op.path, join.key)
     if uses is None:
         raise RefusedOpError("unknown_invite", "no admin wrote this invite")
-    if known.joins_of(op.path) >= uses + SURPLUS_JOINS:
-        raise RefusedOpError("quota", f"far more boxes than the invite's {uses} uses have claimed it")
+    if not known.has_room_for(claim_of(op)):
+        raise RefusedOpError("quota", f"one member has let in far more boxes than the invite's {uses} uses")
     if not bodies.join_is_vouched_for(op, join):
         raise RefusedOpError("signature", "the join does not show the token, or not the consent of a member")
 

@@ -1,4 +1,4 @@
-"""The set of ops a box holds: grows by union, keeps of every fact only the latest, forgets nothing else.
+"""The set of ops a box holds: grows by union, keeps of every fact only the latest, bounds claims, forgets nothing else.
 
 Merging two sets is admitting the ops of the one to the other, in any order, as often as one likes. Pure: no I/O; the
 caller has checked signatures (`op.signature_holds`).
@@ -6,12 +6,14 @@ caller has checked signatures (`op.signature_holds`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from fleet.document import bodies
+from fleet.document import bodies, claims
 from fleet.document.acceptance import MAX_FACTS, check
+from fleet.document.claims import Claim, Terms
 from fleet.document.op import ADMIN_KINDS, Op
 from fleet.errors import RefusedOpError
 from fleet.identity.genesis import Genesis
@@ -39,8 +41,11 @@ class OpSet:
         self._facts: dict[bytes, dict[str, Op]] = {}
         self._admins = {*genesis.recovery, *genesis.admins}
         self._certified: set[bytes] = set()
-        self._invites: dict[tuple[str, bytes], int] = {}
-        self._joins: dict[str, int] = {}
+        self._invites: dict[Terms, int] = {}
+        #: Claims by invite and countersigner, then by the box that was let in; and how many there are of each invite.
+        self._claims: dict[tuple[Terms, bytes], dict[bytes, Claim]] = {}
+        self._claimed: Counter[Terms] = Counter()
+        self._let_in: Counter[bytes] = Counter()
         self._numbered: dict[tuple[bytes, int], int] = {}
         self._highest: dict[bytes, int] = {}
         #: Grows with every op that can change who is what: certs, revocations, firewall, settings, joins.
@@ -78,7 +83,7 @@ class OpSet:
 
     def was_certified(self, key: bytes) -> bool:
         """See acceptance.Known."""
-        return key in self._certified
+        return key in self._certified or key in self._let_in
 
     def was_admin(self, key: bytes) -> bool:
         """See acceptance.Known."""
@@ -88,9 +93,12 @@ class OpSet:
         """See acceptance.Known."""
         return self._invites.get((invite_id, key))
 
-    def joins_of(self, invite_id: str) -> int:
+    def has_room_for(self, claim: Claim) -> bool:
         """See acceptance.Known."""
-        return self._joins.get(invite_id, 0)
+        own = self._claims.get((claim.terms, claim.by), {})
+        if len(own) < claims.most_of_member(self._invites[claim.terms]) or claim.op.author in own:
+            return True
+        return any(claim.order < other.order for other in own.values())
 
     def ops_numbered(self, key: bytes, seq: int) -> int:
         """See acceptance.Known."""
@@ -105,6 +113,8 @@ class OpSet:
         check(op, self)
         if op.kind == "node":
             return self._admit_fact(op)
+        if op.kind == "join":
+            return self._admit_claim(claims.claim_of(op))
         self._govern(op)
         return Admitted(True)
 
@@ -128,12 +138,56 @@ class OpSet:
             if bodies.read_role(op.body) == "admin":
                 self._admins.add(op.subject)
         elif op.kind == "join":
-            self._certified.add(op.author)
-            self._joins[op.path] = self._joins.get(op.path, 0) + 1
+            claim = claims.claim_of(op)
+            self._claims.setdefault((claim.terms, claim.by), {})[op.author] = claim
+            self._claimed[claim.terms] += 1
+            self._let_in[op.author] += 1
         elif op.kind == "cfg" and op.path.startswith("invite/"):
             invite = bodies.read_invite(op.body)
             place = (op.path.removeprefix("invite/"), invite.key)
             self._invites[place] = max(invite.uses, self._invites.get(place, 0))
+
+    def _admit_claim(self, claim: Claim) -> Admitted:
+        own = self._claims.get((claim.terms, claim.by), {})
+        uses = self._invites[claim.terms]
+        held = own.get(claim.op.author)
+        if held is not None:
+            if held.order < claim.order:
+                return _HELD  # the box knocked again
+            self._drop_claim(held)
+            self._govern(claim.op)
+            return Admitted(True, (held.op,))
+        if len(own) < claims.most_of_member(uses) and self._claimed[claim.terms] < claims.most_of_invite(uses):
+            self._govern(claim.op)
+            return Admitted(True)
+        every = [one for found in self._claims.values() for one in found.values()]
+        stay = claims.kept(self._certified, [*every, claim], self._invites)
+        if claim.op.id not in stay:
+            raise RefusedOpError("quota", "far more boxes than the invite's uses have claimed it, and earlier")
+        gone = [one for one in every if one.op.id not in stay]
+        for one in gone:
+            self._drop_claim(one)
+        self._govern(claim.op)
+        return Admitted(True, (*(one.op for one in gone), *self._drop_facts_of({one.op.author for one in gone})))
+
+    def _drop_claim(self, claim: Claim) -> None:
+        """Take a claim out, and with it its author's leave to speak, if that rested on it."""
+        author, place = claim.op.author, (claim.terms, claim.by)
+        del self._ops[claim.op.id]
+        del self._claims[place][author]
+        if not self._claims[place]:
+            del self._claims[place]
+        self._claimed[claim.terms] -= 1
+        self._let_in[author] -= 1
+        if not self._let_in[author]:
+            del self._let_in[author]
+
+    def _drop_facts_of(self, authors: Iterable[bytes]) -> list[Op]:
+        """Take out what was said by those that are not known any more: a box that never knew them takes none of it."""
+        gone = [op for key in authors if not self.was_certified(key) for op in self._facts.pop(key, {}).values()]
+        for op in gone:
+            del self._ops[op.id]
+        return gone
 
     def _admit_fact(self, op: Op) -> Admitted:
         facts = self._facts.setdefault(op.author, {})

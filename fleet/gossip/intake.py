@@ -233,6 +233,8 @@ class Intake:
         return new
 
     def _note_dropped(self, change: Change) -> None:
-        """Facts that were replaced are stale from now on."""
+        """Facts that were replaced are stale from now on. Claims beyond the bounds, and what rested on them, are not:
+        they come back with a certificate, or with more uses."""
         for op in change.dropped:
-            self._note_stale(op.id)
+            if op.kind == "node" and self._replica.ops.was_certified(op.author):
+                self._note_stale(op.id)

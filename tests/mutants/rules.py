@@ -16,6 +16,7 @@ AUTHORITY: Final = "fleet/document/authority.py"
 FIREWALL: Final = "fleet/document/firewall.py"
 SETTINGS: Final = "fleet/document/settings.py"
 OPSET: Final = "fleet/document/opset.py"
+CLAIMS: Final = "fleet/document/claims.py"
 VIEW: Final = "fleet/document/view.py"
 CLOCK: Final = "fleet/document/clock.py"
 CBOR: Final = "fleet/cbor.py"
@@ -348,6 +349,23 @@ MUTANTS: Final = (
         (STORIES,),
         (ACCEPTANCE, "if not known.was_certified(join.by):", "if False:"),
         (AUTHORITY, "for key in members for claim in", "for key in list(waiting) for claim in"),
+    ),
+    mutant(
+        "one member's flood of claims keeps out another's",
+        (WORLD,),
+        (CLAIMS, "line.sort(key=lambda one: one[:2])", "line.sort(key=lambda one: one[1])"),
+    ),
+    mutant(
+        "one member's claims fill the invite",
+        (WORLD,),
+        (CLAIMS, "_first_of_each(own)[: most_of_member(uses[terms])]", "_first_of_each(own)"),
+        (OPSET, "if len(own) < claims.most_of_member(uses) and self._claimed", "if self._claimed"),
+        (OPSET, "        return any(claim.order < other.order for other in own.values())\n", "        return True\n"),
+    ),
+    mutant(
+        "what rested on a claim that was given up stays",
+        (unit("acceptance"),),
+        (OPSET, "for key in authors if not self.was_certified(key) for op in", "for key in authors if False for op in"),
     ),
     # --- the set -----------------------------------------------------------------------------------------------------
     mutant(

@@ -38,6 +38,15 @@ class Record:
         return self.path.removeprefix("invite/")
 
 
+@dataclass(frozen=True)
+class Most:
+    """How many claims of an invite are kept: of one member beyond its uses, and in all."""
+
+    of_member: int = 16
+    shares: int = 4
+    surplus: int = 128
+
+
 @dataclass
 class Expected:
     """The answer, in the terms of the rules."""
@@ -54,12 +63,17 @@ class Expected:
 
 
 def expect(
-    recovery: Iterable[bytes], admins: Iterable[bytes], written: Iterable[Record], keys: Iterable[bytes], max_facts: int
+    recovery: Iterable[bytes],
+    admins: Iterable[bytes],
+    written: Iterable[Record],
+    keys: Iterable[bytes],
+    max_facts: int,
+    most: Most,
 ) -> Expected:
     """What holds after everybody heard of everything. `written` are the records with a good signature."""
     rec, first, records = frozenset(recovery), frozenset(admins), {record.id: record for record in written}
     expected = Expected()
-    held = _accepted(rec | first, list(records.values()), max_facts)
+    held = _accepted(rec | first, list(records.values()), max_facts, most)
     expected.held = {record.id for record in held}
     governing = [record for record in held if record.kind in GOVERNING]
     expected.forked = _forks(governing)
@@ -81,32 +95,55 @@ def expect(
     return expected
 
 
-def _accepted(first: frozenset[bytes], records: list[Record], max_facts: int) -> list[Record]:
+def _accepted(first: frozenset[bytes], records: list[Record], max_facts: int, most: Most) -> list[Record]:
     """What may be kept: governance by whoever was ever an admin, facts and joins by whoever was ever let in."""
-    admins, known, held = set(first), set[bytes](), set[Record]()
+    admins, held = set(first), set[Record]()
     while True:
-        invites = {
-            (record.invite, _dict(record.value)["key"])
-            for record in held
-            if record.kind == "cfg" and record.path.startswith("invite/")
-        }
-        more = set()
-        for record in set(records) - held:
-            if record.kind in GOVERNING and record.author in admins:
-                more.add(record)
-            elif record.kind == "join":
-                key, by, _, signed = _join(record)
-                if by in known and (record.path, key) in invites and signed:
-                    more.add(record)
-            elif record.kind == "node" and record.author in known:
-                more.add(record)
+        more = {one for one in records if one.kind in GOVERNING and one.author in admins} - held
         if not more:
             break
         held |= more
         admins |= {record.subject for record in more if record.kind == "cert" and record.value == "admin"}
-        known |= {record.subject for record in more if record.kind == "cert"}
-        known |= {record.author for record in more if record.kind == "join"}
+    known = {record.subject for record in held if record.kind == "cert"}
+    invites: dict[tuple[str, object], int] = {}
+    for record in held:
+        if record.kind == "cfg" and record.path.startswith("invite/"):
+            value = _dict(record.value)
+            place = (record.invite, value["key"])
+            invites[place] = max(invites.get(place, 0), _int(value["uses"]))
+    signed = [one for one in records if one.kind == "join" and _join(one)[3] and _place(one) in invites]
+    kept: set[Record] = set()
+    generation = set(known)
+    while generation:
+        found: set[Record] = set()
+        for place, uses in invites.items():
+            here = [one for one in signed if _place(one) == place and _join(one)[1] in generation]
+            # A box that was let in twice by one member was let in the first time.
+            here = [one for one in here if not any(_same(one, other) and _rank(other) < _rank(one) for other in here)]
+            turn = {
+                one.id: sum(_join(one)[1] == _join(other)[1] and _rank(other) < _rank(one) for other in here)
+                for one in here
+            }
+            here = [one for one in here if turn[one.id] < uses + most.of_member]
+            room = most.shares * uses + most.surplus - sum(_place(one) == place for one in kept)
+            found |= set(sorted(here, key=lambda one: (turn[one.id], _rank(one)))[: max(0, room)])
+        kept |= found
+        generation = {one.author for one in found} - known
+        known |= generation
+    held |= kept | {record for record in records if record.kind == "node" and record.author in known}
     return [record for record in held if record.kind != "node"] + _latest_facts(held, max_facts)
+
+
+def _place(record: Record) -> tuple[str, object]:
+    return record.path, _join(record)[0]
+
+
+def _rank(record: Record) -> tuple[int, bytes]:
+    return _join(record)[2], record.id
+
+
+def _same(one: Record, other: Record) -> bool:
+    return (one.author, _join(one)[1]) == (other.author, _join(other)[1])
 
 
 def _latest_facts(held: Iterable[Record], max_facts: int) -> list[Record]:

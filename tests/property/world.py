@@ -14,7 +14,7 @@ from typing import Final
 
 from fleet.document.opset import OpSet
 from tests.property.fleet import Fleet, canonical, consent_of, hashed, pk, proof_of, receive, sealed
-from tests.property.oracle import NEVER, Expected, Record, expect
+from tests.property.oracle import NEVER, Expected, Most, Record, expect
 
 ADMINS: Final = ("a1", "a2", "a3")
 #: Admins only if somebody makes them so.
@@ -73,6 +73,7 @@ class World:
     written: dict[bytes, Record] = field(default_factory=dict)
     sent: list[bytes] = field(default_factory=list)
     max_facts: int = 256
+    most: Most = field(default_factory=Most)
     #: What honest boxes said last, by (name, path): nobody but they may change it.
     said: dict[tuple[str, str], bytes] = field(default_factory=dict)
 
@@ -112,7 +113,9 @@ class World:
     def expected(self) -> Expected:
         """What the rules say of all that was written."""
         genesis = self.fleet.genesis
-        return expect(genesis.recovery, genesis.admins, self.written.values(), map(pk, EVERYBODY), self.max_facts)
+        return expect(
+            genesis.recovery, genesis.admins, self.written.values(), map(pk, EVERYBODY), self.max_facts, self.most
+        )
 
     def _fact(self, rng: random.Random, home: int) -> None:
         name, path = rng.choice((*MEMBERS, *JOINERS)), rng.choice(FACT_PATHS)

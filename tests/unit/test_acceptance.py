@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from fleet.document import acceptance, opset
+from fleet.document import acceptance, claims, opset
 from fleet.document.op import read_op
 from fleet.document.opset import OpSet
 from tests.property.fleet import Fleet, canonical, pk, receive, sealed, who
@@ -202,7 +202,8 @@ def test_twins_of_one_number_are_kept_to_prove_it_and_no_more(monkeypatch: pytes
 
 
 def test_a_surplus_of_claims_is_kept_to_show_it_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(acceptance, "SURPLUS_JOINS", 2)
+    assert (claims.SURPLUS_OF_MEMBER, claims.SHARES, claims.SURPLUS_JOINS) == (16, 4, 128)
+    monkeypatch.setattr(claims, "SURPLUS_OF_MEMBER", 2)
     fleet = Fleet()
     fleet.cert("a1", "m1")
     fleet.invite("a1", INVITE, 1)
@@ -214,6 +215,36 @@ def test_a_surplus_of_claims_is_kept_to_show_it_and_no_more(monkeypatch: pytest.
     more = fleet.invite("a1", INVITE, 2)
     assert receive(replica, more.raw) == "new"
     assert receive(replica, fleet.ops[-2].raw) == "new", "an invite of more uses makes room"
+
+
+def test_an_earlier_claim_takes_the_place_of_the_latest_and_of_all_that_rested_on_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(claims, "SURPLUS_OF_MEMBER", 1)
+    fleet = Fleet()
+    fleet.cert("a1", "m1")
+    fleet.invite("a1", INVITE, 1)
+    fleet.join("j1", INVITE, "m1", 1)
+    late = fleet.join("j2", INVITE, "m1", 9)
+    its = [late, fleet.fact("j2", "node", 1), fleet.join("j3", INVITE, "j2", 10), fleet.fact("j3", "node", 1)]
+    replica = fleet.replica()
+    admitted = replica.admit(fleet.join("j4", INVITE, "m1", 5))
+    assert admitted.new
+    assert {op.id for op in admitted.dropped} == {op.id for op in its}
+    assert not any(replica.was_certified(pk(name)) for name in ("j2", "j3"))
+    assert [receive(replica, op.raw) for op in its] == ["quota", "unknown_author", "unknown_author", "unknown_author"]
+
+
+def test_a_box_that_knocks_again_has_one_claim_and_that_is_the_first() -> None:
+    fleet = Fleet()
+    fleet.cert("a1", "m1")
+    fleet.invite("a1", INVITE, 1)
+    late, early = fleet.join("j1", INVITE, "m1", 9), fleet.join("j1", INVITE, "m1", 5)
+    for order in ((late, early), (early, late)):
+        replica = fleet.replica([*fleet.ops[:2], *order])
+        assert early.id in replica
+        assert late.id not in replica
+        assert receive(replica, late.raw) == "held"
 
 
 # --- what the set knows --------------------------------------------------------------------------------------------
