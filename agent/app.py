@@ -109,6 +109,7 @@ async def _main(config: Config, identity: Identity) -> None:
         connect_timeout=config.timeouts.connect,
     )
     view.pool, view.node = pool, node
+    membership.alone = lambda: not any(membership.is_member(link.peer_id) for link in node.links())
     lender = Lender(view, pool.generate, active, config.timeouts)
     gossiping = Gossiping(membership, node, router)
     view.on_link_up, view.on_link_down = gossiping.link_up, gossiping.link_down

@@ -33,6 +33,8 @@ class Membership:
         self.replica: Replica | None = None
         #: The boxes that this one's configuration names: it may ask them for news although it does not know them.
         self.configured: frozenset[str] = frozenset()
+        #: Whether no member is linked now.
+        self.alone: Callable[[], bool] = lambda: False
         self._belongs = trio.Event()
         self._founding = trio.Lock()
         self._listeners: list[Callable[[Change], None]] = []
@@ -124,10 +126,13 @@ class Membership:
     def may_tell(self, peer_id: str) -> bool:
         """Whether a peer that this box does not know is linked to all the same, and asked what it knows.
 
-        Those that the configuration names are: they may have joined while this box was away. Nothing is run for them,
-        given to them or told them; what they say is signed, and checked. A key that the document names is none of them.
+        Those that the configuration names are, while none of the other members that this box knows is there: they may
+        have joined while it was away. Nothing is run for them, given to them or told them; what they say is signed, and
+        checked. A key that the document names is none of them.
         """
-        if self.replica is None or peer_id not in self.configured:
+        if self.replica is None or peer_id not in self.configured or not self.alone():
+            return False
+        if len(self.replica.governance.authority.members) < 2:
             return False
         governance, key = self.replica.governance, public_key_from_peer_id(peer_id)
         known = key in governance.authority.members or key in governance.authority.revoked
