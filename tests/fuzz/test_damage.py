@@ -14,7 +14,24 @@ from tests.fuzz.strategies import cbor_items, damaged, fuzz
 from tests.fuzz.targets import TARGETS
 
 #: Targets whose input is one item of CBOR, and what stands around it in the others.
-OF_CBOR = ("cbor", "frame", "message", "refusal", "body", "facts", "genesis", "token_inside", "sync", "plain_json")
+OF_CBOR = (
+    "cbor",
+    "frame",
+    "message",
+    "refusal",
+    "body",
+    "facts",
+    "genesis",
+    "token_inside",
+    "sync",
+    "plain_json",
+    "addrs",
+    "policy",
+    "own_seq",
+    "join_ask",
+    "join_done",
+    "join_answer",
+)
 every = pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
 
 

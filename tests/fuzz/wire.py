@@ -307,8 +307,7 @@ WIRE = (
         "message",
         run_message,
         lambda: [
-            cbor2.dumps(value)
-            for value in (HELLO, PRESENCE, INFER, EMBED, {**INFER, "kind": "completion"}, *EVENTS)
+            cbor2.dumps(value) for value in (HELLO, PRESENCE, INFER, EMBED, {**INFER, "kind": "completion"}, *EVENTS)
         ],
         [
             *cbor_stretch(),
