@@ -18,7 +18,7 @@ import structlog
 from fleet.document import bodies
 from fleet.document.clock import HybridClock
 from fleet.document.invites import Offer, Token
-from fleet.document.op import MAX_OP, Op, write_op
+from fleet.document.op import MAX_OP, Op, read_op, write_op
 from fleet.document.replica import Replica
 from fleet.errors import DeniedError, FleetError, MessageError, RefusedOpError, RemoteError
 from fleet.gossip.rate_limit import Buckets, Rate
@@ -38,6 +38,11 @@ _MAX_GOVERNING: Final = 100 * 1024 * 1024
 _ADDRESSES: Final = 64
 #: Claims with one invite that are looked at: each is answered with every governing op, megabytes in a large fleet.
 CLAIMS: Final = Rate(per_second=1, burst=16)
+#: Calls with one invite of whatever sort. A flood of bad ones leaves the others their chance at the next try, and costs
+#: this box a hundredth of a core; good ones have a limit of their own, so bad ones use up nothing of it.
+TRIES: Final = Rate(per_second=100, burst=200)
+#: What a join that is not signed by its author costs, in tries: nobody who plays by the rules sends such.
+BAD_COST: Final = 10
 #: How long a box that was vouched for has to deliver its join.
 _PROMISE_MS: Final = 60_000
 
@@ -66,6 +71,7 @@ class Doorkeeper:
         #: Claims that were countersigned and not delivered yet, and until when (ms) each keeps its use of the invite.
         self._promised: dict[tuple[str, bytes], int] = {}
         self._claims: Buckets[str] = Buckets(CLAIMS)
+        self._tries: Buckets[str] = Buckets(TRIES)
 
     def offer_methods(self, router: Router) -> None:
         """Answer the two calls."""
@@ -78,6 +84,7 @@ class Doorkeeper:
         Raises DeniedError with why: expired, used up, bound to another box, or this box itself cannot vouch; and
         RemoteError `overloaded`, retryable, while every use that is left is promised to others, or too many knock.
         """
+        self._admit(call)
         offer = offer_of(self._replica, call.peer_id)
         if offer is None:
             raise DeniedError("the invite has expired; ask an admin for a new one")
@@ -111,12 +118,17 @@ class Doorkeeper:
             raise DeniedError("this box is no member itself and cannot let anybody in; knock at another")
         self._promised[offer.invite_id, joiner] = now + _PROMISE_MS
         await self._send_governing(call)
+        self._promised[offer.invite_id, joiner] = _now_ms() + _PROMISE_MS  # a slow link may have taken minutes
         for op in self._replica.ops.governing_ops():
             self._clock.observe(op.hlc, _now_ms())
         hlc = self._clock.tick(_now_ms())
         join = bodies.vouch(self._identity, fleet, offer.invite_id, joiner, terms.key, proof, hlc)
         log.info("join.vouched", invite=offer.invite_id, joiner=joiner.hex())
         return {"by": join.by, "hlc": join.hlc, "sig": join.sig}
+
+    def _admit(self, call: IncomingCall) -> None:
+        if not self._tries.take(call.peer_id, time.monotonic()):
+            raise RemoteError("overloaded", "too many calls with this invite at once; knock again", retryable=True)
 
     async def _send_governing(self, call: IncomingCall) -> None:
         chunk: list[bytes] = []
@@ -140,17 +152,38 @@ class Doorkeeper:
         return [op for op in found if op is not None]
 
     async def done(self, call: IncomingCall) -> Mapping[str, object]:
-        """Take the join op in; raises DeniedError where it is not one that this invite allows."""
+        """Take in the join op of a box that this one vouched for within the last minute, and nothing else.
+
+        Raises DeniedError where it is not one that this invite allows, and RemoteError `overloaded`, retryable.
+        """
+        self._admit(call)
         body = call.body
         raw = body.get("op") if isinstance(body, dict) else None
         if type(raw) is not bytes or len(raw) > MAX_OP:
             raise MessageError("join.done takes an op")
+        self._check_promised(call.peer_id, raw)
         (outcome,) = await self._replica.offer([raw])
         if outcome.state == "refused":
+            if outcome.reason == "signature":
+                self._tries.charge(call.peer_id, time.monotonic(), BAD_COST)
             raise DeniedError(f"the join was not accepted ({outcome.reason})", details={"reason": outcome.reason})
         op = self._replica.ops.get(outcome.op_id) if outcome.op_id else None
         lost = op is not None and op in self._replica.governance.authority.surplus_joins
         return {"lost": lost}
+
+    def _check_promised(self, peer_id: str, raw: bytes) -> None:
+        """Whether bytes are a join that was promised a use of the caller's invite; raises DeniedError where not."""
+        try:
+            op = read_op(raw)
+            offer = self._replica.governance.offers.get(public_key_from_peer_id(peer_id))
+        except FleetError as error:
+            raise DeniedError(f"the join was not accepted: {error.message}") from None
+        if op.kind != "join" or offer is None or op.path != offer.invite_id:
+            raise DeniedError("only the join of a box that came with this invite is taken here")
+        if self._promised.get((op.path, op.author), 0) <= _now_ms():
+            raise DeniedError(
+                "this box has not vouched for the joining one, or that was over a minute ago; knock again"
+            )
 
 
 @dataclass(frozen=True)

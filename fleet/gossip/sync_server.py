@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import trio
 
-from fleet.document.op import Op
+from fleet.document.acceptance import MAX_FACTS
+from fleet.document.bodies import read_join
+from fleet.document.op import SIGNATURE_BYTES, Op, op_id, read_op
 from fleet.document.replica import Replica
-from fleet.errors import RemoteError
+from fleet.errors import RefusedOpError, RemoteError
 from fleet.gossip import sync_messages as wire
 from fleet.gossip.digest_tree import ID_BYTES, MAX_DEPTH
 from fleet.gossip.intake import Intake
@@ -23,6 +26,9 @@ CALLS: Final = Rate(per_second=200, burst=1000)
 PUSHED: Final = Rate(per_second=1000, burst=20_000)
 #: Bytes of ops one peer fetches: the whole document of a large fleet at once, and then what a slow disk can bear.
 SERVED: Final = Rate(per_second=512 * 1024, burst=64 * 1024 * 1024)
+#: New facts of one author, and claims that one member countersigned, whoever pushes them. A box that was away for long
+#: has all of its facts taken at once, twice; nobody rewrites its facts for ever on everybody's disk.
+OF_AUTHOR: Final = Rate(per_second=2, burst=2 * MAX_FACTS)
 #: What a malformed or wrongly signed op costs its sender, in ops.
 BAD_COST: Final = 50
 
@@ -40,6 +46,7 @@ class SyncServer:
         self._calls: Buckets[str] = Buckets(CALLS)
         self._pushed: Buckets[str] = Buckets(PUSHED)
         self._served: Buckets[str] = Buckets(SERVED)
+        self._of_author: Buckets[bytes] = Buckets(OF_AUTHOR)
 
     def offer_methods(self, router: Router) -> None:
         """Answer the calls of peers that hold SCOPE_SYNC."""
@@ -108,6 +115,9 @@ class SyncServer:
     async def push(self, call: IncomingCall) -> Mapping[str, object]:
         """Ops that the caller found missing here; answers with the ids of those that were refused.
 
+        What is past an author's share is passed over in silence: whoever brings it need not be to blame, and offers it
+        again the next time.
+
         Raises RemoteError `overloaded` where the peer pushes more than its share.
         """
         body = self._admit(call)
@@ -115,10 +125,31 @@ class SyncServer:
         now = self._clock()
         if not self._pushed.take(call.peer_id, now, len(raws)):
             raise RemoteError("overloaded", "too many ops at once; push the rest later", retryable=True)
-        taken = await self._intake.take(call.peer_id, raws, relay=body.get("bulk") is not True)
+        within, shares = self._within_shares(raws, now)
+        taken = await self._intake.take(call.peer_id, within, relay=body.get("bulk") is not True)
+        for identifier, key in shares.items():
+            if identifier in self._replica.ops:
+                # Only now is it certain who wrote it: nobody uses up another's share with forgeries.
+                self._of_author.charge(key, now, 1)
         if taken.bad:
             self._pushed.charge(call.peer_id, now, BAD_COST * taken.bad)
         return {"x": wire.pack_ids(taken.refused)}
+
+    def _within_shares(self, raws: Sequence[bytes], now: float) -> tuple[list[bytes], dict[bytes, bytes]]:
+        """The ops that may be taken in, and of those that are not held the keys whose shares they use up, by op id."""
+        within: list[bytes] = []
+        shares: dict[bytes, bytes] = {}
+        here: Counter[bytes] = Counter()
+        for raw in raws:
+            identifier = op_id(raw[:-SIGNATURE_BYTES])
+            key = None if identifier in self._replica.ops or identifier in shares else _charged(raw)
+            if key is not None:
+                if self._of_author.level(key, now) < here[key] + 1:
+                    continue
+                here[key] += 1
+                shares[identifier] = key
+            within.append(raw)
+        return within, shares
 
     async def seq(self, call: IncomingCall) -> Mapping[str, object]:
         """The op with the highest seq that this box holds of one author: the proof of how far that key had counted."""
@@ -135,6 +166,17 @@ class SyncServer:
             if op.author == author and op.seq == seq:
                 return op
         return None
+
+
+def _charged(raw: bytes) -> bytes | None:
+    """Whose share an op uses up; None for what admins write, which has an end, and for what cannot be read."""
+    try:
+        op = read_op(raw)
+        if op.kind == "join":
+            return read_join(op.body).by
+    except RefusedOpError:
+        return None
+    return op.author if op.kind == "node" else None
 
 
 def _written(op: Op) -> tuple[int, bytes]:

@@ -10,6 +10,7 @@ import pytest
 import trio
 import trio.lowlevel
 
+from fleet.document.acceptance import MAX_FACTS
 from fleet.document.op import read_op
 from fleet.document.replica import Replica
 from fleet.errors import RemoteError, StoreError
@@ -17,6 +18,8 @@ from fleet.gossip import sync_messages as wire
 from fleet.gossip.antientropy import BULK, CALL_LIMIT, EXCHANGE_LIMIT, INTERVAL
 from fleet.gossip.digest_tree import DIGEST_BYTES
 from fleet.gossip.intake import Intake
+from fleet.gossip.sync_server import OF_AUTHOR
+from fleet.identity.keys import Identity
 from fleet.net.rpc import Handler, IncomingCall
 from tests.sim.gossip_box import (
     ADMIN,
@@ -495,6 +498,38 @@ def test_a_peer_that_calls_or_pushes_without_end_is_told_to_wait() -> None:
             for start in range(0, len(junk), 200):
                 await link.call(wire.METHOD_PUSH, {"o": junk[start : start + 200]}, nothing)
         assert caught.value.remote_code == "overloaded"
+
+    simulate(scenario)
+
+
+def test_a_box_that_rewrites_its_facts_for_ever_is_heard_a_whole_set_at_once_and_then_slowly() -> None:
+    async def scenario(nursery: trio.Nursery) -> None:
+        one, other = members(2)
+        a, b = two([], [])
+        await connect(nursery, a, b)
+        link = a.neighbours()[0]
+
+        async def nothing(event: object) -> None:
+            raise AssertionError
+
+        async def push(author: Identity, seqs: range) -> int:
+            """How many of these are held at the end."""
+            ops = [fact(author, seq) for seq in seqs]
+            await link.call(wire.METHOD_PUSH, {"o": [op.raw for op in ops], "bulk": True}, nothing)
+            return sum(op.id in b.replica.ops for op in ops)
+
+        burst = int(OF_AUTHOR.burst)
+        assert burst >= MAX_FACTS
+        taken = 0
+        for start in range(1, 3 * burst, MAX_FACTS):
+            await push(one, range(start, start + MAX_FACTS))
+            taken = b.replica.ops.highest_seq(one.public_key)
+        assert burst <= taken <= burst + MAX_FACTS
+        assert await push(one, range(5000, 5010)) == 0
+        assert await push(other, range(1, 2)) == 1, "another author has its own share"
+        await trio.sleep(10)
+        await push(one, range(5000, 5100))
+        assert b.replica.ops.highest_seq(one.public_key) in range(5015, 5025)
 
     simulate(scenario)
 

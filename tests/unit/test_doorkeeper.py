@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
 import pytest
 import trio
 
 from fleet.document import bodies
+from fleet.document.op import Op, write_op
 from fleet.document.replica import Replica
 from fleet.errors import DeniedError, RemoteError
 from fleet.gossip import joining
@@ -97,3 +100,96 @@ def test_a_use_that_is_promised_is_kept_for_a_minute_and_whoever_else_knocks_is_
             await door.ask(Knock(knocker, claim_of(fleet, token, lingering)))
 
     trio.run(scenario)
+
+
+async def doorkeeper(fleet: Fleet, token: joining.Token, *more: Op) -> tuple[Replica, Doorkeeper]:
+    replica = Replica(fleet.genesis)
+    await replica.offer([op.raw for op in (*fleet.certify(MEMBER.peer_id), token.op, *more)])
+    return replica, Doorkeeper(replica, MEMBER)
+
+
+async def delivered(door: Doorkeeper, token: joining.Token, raw: bytes) -> str:
+    try:
+        await door.done(Knock(token.secret.peer_id, {"op": raw}))
+    except (DeniedError, RemoteError) as error:
+        return error.message
+    return ""
+
+
+def test_only_a_join_that_was_promised_here_is_delivered() -> None:
+    async def scenario() -> None:
+        fleet = Fleet()
+        token, other = fleet.invite(uses=9), fleet.invite(uses=9)
+        box, gone = (Identity.from_seed(secrets.token_bytes(32)) for _ in range(2))
+        replica, door = await doorkeeper(fleet, token, other.op, *fleet.certify(gone.peer_id))
+        fleet_id = fleet.genesis.fleet_id
+
+        def join_of(by: joining.Token) -> Op:
+            proof = bodies.prove_invite(by.secret, fleet_id, by.invite_id, box.public_key)
+            claim = bodies.vouch(MEMBER, fleet_id, by.invite_id, box.public_key, by.secret.public_key, proof, 1)
+            return write_op(box, fleet_id, seq=1, hlc=1, kind="join", path=by.invite_id, body=claim.body())
+
+        fact = write_op(gone, fleet_id, seq=1, hlc=1, kind="node", path="node", body={})
+        before = len(replica.ops)
+        assert "only the join" in await delivered(door, token, fact.raw)
+        assert "only the join" in await delivered(door, token, join_of(other).raw)
+        assert "not vouched" in await delivered(door, token, join_of(token).raw)
+        assert len(replica.ops) == before
+        await door.ask(Knock(token.secret.peer_id, claim_of(fleet, token, box)))
+        assert await delivered(door, token, join_of(token).raw) == ""
+        assert await delivered(door, token, join_of(token).raw) == "", "the answer may have been lost"
+        assert len(replica.ops) == before + 1
+
+    trio.run(scenario)
+
+
+def test_bad_knocks_are_looked_at_so_often_and_use_up_nothing_of_the_good_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        fleet = Fleet()
+        token = fleet.invite(uses=100)
+        _, door = await doorkeeper(fleet, token)
+        monkeypatch.setattr(bodies, "proof_holds", counted := Counted(bodies.proof_holds))
+        now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now)
+        knocker = token.secret.peer_id
+        for _ in range(300):
+            with contextlib.suppress(DeniedError, RemoteError):
+                await door.ask(Knock(knocker, {"key": bytes(32), "proof": bytes(64)}))
+        assert counted.count == joining.TRIES.burst
+        now += 1
+        for at in range(int(joining.CLAIMS.burst)):
+            box = Identity.from_seed(seed_of(f"good {at}"))
+            assert await outcome(door, Knock(knocker, claim_of(fleet, token, box))) == ""
+
+    trio.run(scenario)
+
+
+def test_joins_that_their_author_did_not_sign_are_dear() -> None:
+    async def scenario() -> None:
+        fleet = Fleet()
+        token = fleet.invite(uses=9)
+        replica, door = await doorkeeper(fleet, token)
+        box = Identity.from_seed(seed_of("box"))
+        knock = Knock(token.secret.peer_id, claim_of(fleet, token, box))
+        answer = await door.ask(knock)
+        proof = claim_of(fleet, token, box)["proof"]
+        body = {"key": token.secret.public_key, "proof": proof, **answer}
+        op = write_op(box, fleet.genesis.fleet_id, seq=1, hlc=1, kind="join", path=token.invite_id, body=body)
+        said = [await delivered(door, token, op.raw[:-1] + bytes([op.raw[-1] ^ 1])) for _ in range(60)]
+        assert sum("signature" in one for one in said) < 30
+        assert "too many" in said[-1]
+        assert op.id not in replica.ops
+
+    trio.run(scenario)
+
+
+class Counted:
+    """Counts the calls of a function."""
+
+    def __init__(self, function: Callable[..., bool]) -> None:
+        self.function = function
+        self.count = 0
+
+    def __call__(self, *args: bytes | str) -> bool:
+        self.count += 1
+        return self.function(*args)
