@@ -125,6 +125,7 @@ def vectors() -> dict[str, Any]:
             )
         ),
         "refused": {
+            "a fact or a join with a sup that is not empty": "limits",
             "unsorted sup, or any other form that is not canonical": "form",
             "raw with its last byte changed": "signature",
             "the same op for another fleet": "other_fleet",

@@ -27,6 +27,9 @@ KINDS: Final = ("node", "join", "cert", "revoke", "fw", "cfg")
 ADMIN_KINDS: Final = frozenset({"cert", "revoke", "fw", "cfg"})
 
 MAX_OP: Final = 16 * 1024
+#: All kinds but settings and facts: the largest is an entry with 16 scopes that replaces 64 others, of 3 KiB.
+MAX_SMALL: Final = 4 * 1024
+_SMALL_KINDS: Final = frozenset({"join", "cert", "revoke", "fw"})
 #: A box's facts: there are many boxes, so they are small.
 MAX_NODE_BODY: Final = 2 * 1024
 MAX_PATH: Final = 256
@@ -43,7 +46,7 @@ _PATH: Final = re.compile(r"[a-z]+(/[\x21-\x7e]+)?|[0-9a-f]+")
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """One record. `seq` counts an author's ops from 1; `sup` are the ids of the ops that this one replaces.
+    """One record. `seq` counts an author's ops from 1; `sup` are the ids of the ops of admins that this one replaces.
 
     `body` is CBOR whose schema depends on kind and path, and is read by `bodies`, `facts` and `settings`; `raw` is
     the whole op as it travels.
@@ -116,6 +119,11 @@ def read_op(raw: bytes) -> Op:
         raise RefusedOpError("limits", f"the body of a node op has at most {MAX_NODE_BODY} bytes")
     if type(sup) is not list or len(sup) > MAX_SUP or not all(_is_bytes(one, ID_BYTES) for one in sup):
         raise RefusedOpError("limits", f"sup lists at most {MAX_SUP} op ids")
+    if sup and kind not in ADMIN_KINDS:
+        # It would mean nothing there, and make a box's share of everybody's disk twice as large.
+        raise RefusedOpError("limits", "a fact or a join replaces no op by its id")
+    if kind in _SMALL_KINDS and len(raw) > MAX_SMALL:
+        raise RefusedOpError("limits", f"a {kind} op has at most {MAX_SMALL} bytes")
     if any(a >= b for a, b in pairwise(sup)):
         raise RefusedOpError("form", "sup is sorted and names no op twice")
     check_path = _PATH_OF_KIND[kind]

@@ -11,7 +11,7 @@ from fleet import cbor
 from fleet.document import bodies, facts
 from fleet.document.acceptance import body_is_well_formed
 from fleet.document.invites import PREFIX, Token, read_token
-from fleet.document.op import MAX_OP, Kind, Op, read_op, signature_holds, write_op
+from fleet.document.op import ADMIN_KINDS, MAX_OP, Kind, Op, read_op, signature_holds, write_op
 from fleet.document.settings import Setting
 from fleet.errors import RefusedOpError
 from fleet.identity.genesis import Genesis
@@ -51,7 +51,16 @@ _BODIES = [cbor.encode(body) for *_, body in OPS]
 def _ops() -> list[Op]:
     sup = [hashlib.sha256(bytes([n])).digest() for n in range(3)]
     return [
-        write_op(author, FLEET, seq=number + 1, hlc=1 << 58, kind=kind, path=path, body=body, sup=sup[: number % 4])
+        write_op(
+            author,
+            FLEET,
+            seq=number + 1,
+            hlc=1 << 58,
+            kind=kind,
+            path=path,
+            body=body,
+            sup=sup[: number % 4] if kind in ADMIN_KINDS else (),
+        )
         for number, (author, kind, path, body) in enumerate(OPS)
     ]
 

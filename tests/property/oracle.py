@@ -98,6 +98,7 @@ def expect(
 def _accepted(first: frozenset[bytes], records: list[Record], max_facts: int, most: Most) -> list[Record]:
     """What may be kept: governance by whoever was ever an admin, facts and joins by whoever was ever let in."""
     admins, held = set(first), set[Record]()
+    records = [one for one in records if one.kind in GOVERNING or not one.sup]  # boxes replace nothing by its id
     while True:
         more = {one for one in records if one.kind in GOVERNING and one.author in admins} - held
         if not more:

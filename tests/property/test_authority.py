@@ -353,7 +353,7 @@ def test_the_facts_of_a_box_are_written_by_that_box_alone_and_never_roll_back() 
     old = fleet.fact("m1", "node", {"name": "old"})
     new = fleet.fact("m1", "node", {"name": "new"})
     fleet.fact("m2", "node", {"name": "mine"}, seq=99)
-    fleet.write("m2", "node", "node", None, sup=[new], seq=100)
+    fleet.write("m2", "node", "node", None, seq=100)
     fleet.fact("stranger", "node", {"name": "stranger"})
     fleet.fact("a1", "node", {"name": "an admin is no box"}, seq=50)
     for view in ways(fleet):

@@ -52,7 +52,7 @@ def refusal(raw: bytes) -> str:
 
 
 def test_an_op_says_what_was_written() -> None:
-    raw = signed(fields(sup=[ID, FLEET]))
+    raw = signed(fields(kind="cfg", sup=[ID, FLEET]))
     op = read_op(raw)
     assert op == Op(
         id=hashlib.blake2b(raw[:-64], digest_size=32).digest(),
@@ -60,7 +60,7 @@ def test_an_op_says_what_was_written() -> None:
         author=BOX.public_key,
         seq=7,
         hlc=1000,
-        kind="node",
+        kind="cfg",
         path="hold/x",
         body=b"\xa1\x64size\x01",
         sup=(ID, FLEET),
@@ -70,8 +70,8 @@ def test_an_op_says_what_was_written() -> None:
 
 
 def test_what_is_written_here_is_the_format_byte_for_byte() -> None:
-    op = write_op(BOX, FLEET, seq=7, hlc=1000, kind="node", path="hold/x", body={"size": 1}, sup=[FLEET, ID, FLEET])
-    assert op.raw == signed(fields(sup=[ID, FLEET]))
+    op = write_op(BOX, FLEET, seq=7, hlc=1000, kind="cfg", path="hold/x", body={"size": 1}, sup=[FLEET, ID, FLEET])
+    assert op.raw == signed(fields(kind="cfg", sup=[ID, FLEET]))
 
 
 def test_the_id_and_the_bytes_are_those_of_the_test_vector() -> None:
@@ -149,10 +149,16 @@ def test_a_wrong_type_in_any_field_is_refused(field: str) -> None:
         ({"kind": "Node"}, "form"),
         ({"path": "hold/" + "x" * 252}, "form"),
         ({"body": bytes(2049)}, "limits"),
-        ({"sup": [bytes(31)]}, "limits"),
-        ({"sup": [FLEET, ID]}, "form"),
-        ({"sup": [ID, ID]}, "form"),
-        ({"sup": [number.to_bytes(32, "big") for number in range(65)]}, "limits"),
+        ({"sup": [ID]}, "limits"),
+        ({"kind": "join", "path": "ab" * 16, "sup": [ID]}, "limits"),
+        ({"kind": "join", "path": "ab" * 16, "body": bytes(4000)}, "limits"),
+        ({"kind": "cert", "path": KEY, "body": bytes(4000)}, "limits"),
+        ({"kind": "revoke", "path": KEY, "body": bytes(4000)}, "limits"),
+        ({"kind": "fw", "path": KEY, "body": bytes(4000)}, "limits"),
+        ({"kind": "cfg", "sup": [bytes(31)]}, "limits"),
+        ({"kind": "cfg", "sup": [FLEET, ID]}, "form"),
+        ({"kind": "cfg", "sup": [ID, ID]}, "form"),
+        ({"kind": "cfg", "sup": [number.to_bytes(32, "big") for number in range(65)]}, "limits"),
     ],
 )
 def test_past_a_limit(change: dict[str, Any], reason: str) -> None:
@@ -169,7 +175,13 @@ def test_past_a_limit(change: dict[str, Any], reason: str) -> None:
         {"path": "hold/" + "x" * 251},
         {"body": cbor2.dumps(bytes(2045))},
         {"kind": "cfg", "body": cbor2.dumps(bytes(10_000))},
-        {"sup": [number.to_bytes(32, "big") for number in range(64)]},
+        {"kind": "cfg", "sup": [number.to_bytes(32, "big") for number in range(64)]},
+        {
+            "kind": "fw",
+            "path": KEY,
+            "body": cbor2.dumps(["allow", ["s" * 31 + digit for digit in "0123456789abcdef"]]),
+            "sup": [number.to_bytes(32, "big") for number in range(64)],
+        },
     ],
 )
 def test_at_a_limit(change: dict[str, Any]) -> None:
@@ -210,7 +222,7 @@ def test_only_one_form_of_an_op_is_accepted(signed_part: bytes) -> None:
 
 
 def test_every_changed_bit_breaks_the_form_or_the_signature() -> None:
-    raw = signed(fields(sup=[ID]))
+    raw = signed(fields(kind="cfg", sup=[ID]))
     for bit in range(8 * len(raw)):
         changed = bytearray(raw)
         changed[bit // 8] ^= 1 << bit % 8
