@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Final
@@ -14,9 +15,11 @@ from agent.config import Config
 from agent.engine.pool import EnginePool
 from agent.fleet_view import FleetView
 from agent.membership import Membership, peer_id_of
+from agent.observe.clocks import ClockFact, newest_date
 from agent.observe.warnings import DocumentFacts, Facts, KnockFact, LostClaimFact, ModelFact, PeerFact, ServerFact
 from agent.version import VERSION
 from fleet.document.op import MAX_SEQ
+from fleet.identity.keys import public_key_from_peer_id
 from fleet.net.dialler import Neighbour
 from fleet.net.gate import Refusal
 from fleet.net.node import Node
@@ -61,7 +64,20 @@ def gather(
         turned_away=turned_away,
         refused_by=tuple(view.name_of(peer_id) for peer_id in refused_by),
         join_problem=join_problem,
+        clocks=_clocks(membership, node, view),
     )
+
+
+def _clocks(membership: Membership, node: Node, view: FleetView) -> tuple[ClockFact, ...]:
+    if membership.replica is None:
+        return ()
+    now, known = time.time(), membership.replica.ops.facts()
+    found = []
+    for link in node.links():
+        written = newest_date(known.get(public_key_from_peer_id(link.peer_id), {}).values())
+        if written is not None:
+            found.append(ClockFact(view.name_of(link.peer_id), written / 1000 - now))
+    return tuple(found)
 
 
 def _admitted(membership: Membership, own: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from agent.claims import late_text
+from agent.observe.clocks import ClockFact, suspect
 
 Severity = Literal["info", "warning", "error"]
 
@@ -111,7 +112,7 @@ class Facts:
     multiaddrs that others can dial. `memory_free` is a fraction of all memory; `engine_installed` says whether this box
     can run models at all. `turned_away` is by how much the gate's counters have grown of late, by what they count.
     `refused_by` are the names of neighbours, where every one that answers refuses this box; `join_problem` says why
-    this box's last attempt to join failed.
+    this box's last attempt to join failed. `clocks` are those of the boxes that are linked.
     """
 
     peer_id: str
@@ -131,6 +132,7 @@ class Facts:
     turned_away: Mapping[str, int] = field(default_factory=dict)
     refused_by: tuple[str, ...] = ()
     join_problem: str = ""
+    clocks: tuple[ClockFact, ...] = ()
 
 
 def evaluate(facts: Facts) -> tuple[Warning, ...]:
@@ -405,6 +407,32 @@ def _versions(facts: Facts) -> Iterator[Warning]:
             )
 
 
+def _clocks(facts: Facts) -> Iterator[Warning]:
+    suspicion = suspect(facts.clocks)
+    if suspicion is None:
+        return
+    dated = ", ".join(f"{clock.name} {clock.ahead / 60:.0f} min" for clock in suspicion.ahead)
+    sync = "timedatectl says whether a machine's clock is synchronised, timedatectl set-ntp true switches it on"
+    cost = "A wrong clock wins or loses conflicts between settings, and lets invites expire at the wrong time"
+    if suspicion.own:
+        yield Warning(
+            "clock_behind",
+            "warning",
+            "this box's clock is behind",
+            f"what boxes have written is dated after this box's time: {dated}. {cost}",
+            f"set this machine's clock right, by NTP if it can be had ({sync}); if it is right, theirs are not",
+        )
+    else:
+        yield Warning(
+            "peer_clock_ahead",
+            "warning",
+            "the clock of another box is ahead",
+            f"what it has written is dated after this box's time, and others agree with this one: {dated}. {cost}",
+            f"set the clock of that machine right, by NTP if it can be had ({sync}); this passes when the time has come"
+            " that it wrote",
+        )
+
+
 #: What is said of each counter of the gate; the number stands before it.
 _TURNED_AWAY: Final[Mapping[str, str]] = {
     "half_open_dropped": "were dropped in mid-handshake, to make room for others that came after them",
@@ -463,6 +491,7 @@ _RULES: Final[tuple[Callable[[Facts], Iterator[Warning]], ...]] = (
     _addresses,
     _names,
     _versions,
+    _clocks,
     _flooded,
     _memory,
 )

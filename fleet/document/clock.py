@@ -31,6 +31,11 @@ class HybridClock:
         return self._last
 
 
+def is_wall_time(hlc: int) -> bool:
+    """Whether a timestamp is what its author's own clock said, and does not merely follow one that was seen."""
+    return hlc % (1 << _COUNTER_BITS) == 0
+
+
 def milliseconds(hlc: int) -> int:
     """The wall time of a timestamp, in milliseconds since the epoch, for people."""
     return hlc >> _COUNTER_BITS

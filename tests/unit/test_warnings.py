@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from agent.observe.clocks import ClockFact
 from agent.observe.warnings import (
     FEW_NUMBERS,
     QUIET_DOWN,
@@ -83,6 +84,10 @@ UNWELL = [
      ["jetson-1", ME, "likeliest first: it was revoked or denied", "were off", f"shoal admit {ME}", "shoal join"]),
     ("outcast", "error", replace(document(came_with="ab12"), refused_by=("jetson-1",), join_problem="used up"),
      ["ab12", "used up"]),
+    ("clock_behind", "warning", replace(WELL, clocks=(ClockFact("till-2", 3600.0), ClockFact("till-3", -90000.0))),
+     ["till-2 60 min", "NTP"]),
+    ("peer_clock_ahead", "warning", replace(WELL, clocks=(ClockFact("till-2", 3600.0), ClockFact("till-3", -2.0))),
+     ["till-2 60 min", "NTP"]),
     ("no_fleet", "warning", replace(WELL, document=None, join_problem="nobody answers"), ["nobody answers"]),
     ("flooded", "warning", replace(WELL, turned_away={"half_open_dropped": 7, "handshake_timed_out": 2}),
      ["7 were dropped in mid-handshake", "2 did not finish", "ss -tn", "net.listen"]),
