@@ -161,18 +161,18 @@ class Doorkeeper:
         raw = body.get("op") if isinstance(body, dict) else None
         if type(raw) is not bytes or len(raw) > MAX_OP:
             raise MessageError("join.done takes an op")
-        self._check_promised(call.peer_id, raw)
+        op = self._promised_join(call.peer_id, raw)
         (outcome,) = await self._replica.offer([raw])
         if outcome.state == "refused":
             if outcome.reason == "signature":
                 self._tries.charge(call.peer_id, time.monotonic(), BAD_COST)
             raise DeniedError(f"the join was not accepted ({outcome.reason})", details={"reason": outcome.reason})
-        op = self._replica.ops.get(outcome.op_id) if outcome.op_id else None
-        lost = op is not None and op in self._replica.governance.authority.surplus_joins
-        return {"lost": lost}
+        # By author: of a box that knocks again the first claim is kept, and not this one.
+        surplus = self._replica.governance.authority.surplus_joins
+        return {"lost": any((one.author, one.path) == (op.author, op.path) for one in surplus)}
 
-    def _check_promised(self, peer_id: str, raw: bytes) -> None:
-        """Whether bytes are a join that was promised a use of the caller's invite; raises DeniedError where not."""
+    def _promised_join(self, peer_id: str, raw: bytes) -> Op:
+        """The join that was promised a use of the caller's invite; raises DeniedError where the bytes are none."""
         try:
             op = read_op(raw)
             offer = self._replica.governance.offers.get(public_key_from_peer_id(peer_id))
@@ -184,6 +184,7 @@ class Doorkeeper:
             raise DeniedError(
                 "this box has not vouched for the joining one, or that was over a minute ago; knock again"
             )
+        return op
 
 
 @dataclass(frozen=True)
