@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,11 +10,12 @@ from typing import Any
 import trio
 
 from fleet.errors import RemoteError
+from fleet.gossip.sync_messages import METHOD_ROOTS, METHOD_SEQ, SCOPE_SYNC
 from fleet.net.gate import Gate
 from fleet.net.link import Link
 from fleet.net.messages import METHOD_INFER, Hello, ModelPresence, Presence
 from fleet.net.node import Node, NodeEvents
-from fleet.net.rpc import Handler, Router
+from fleet.net.rpc import Handler, IncomingCall, Router
 from tests.harness import Agent, seed_of
 
 HASH = "sha256:" + "a" * 64
@@ -58,6 +59,14 @@ class Peer:
         return events, None
 
 
+async def _no_difference(call: IncomingCall) -> Mapping[str, object]:
+    return {}
+
+
+async def _no_op(call: IncomingCall) -> Mapping[str, object]:
+    return {"o": None}
+
+
 @asynccontextmanager
 async def peer(
     name: str,
@@ -71,6 +80,9 @@ async def peer(
 ) -> AsyncIterator[Peer]:
     """Run a peer with the key of `name`, or of `seed`, that dials `boxes`."""
     router = Router(authorise=lambda peer_id, scope: True)
+    # As a box whose document is the same: nothing is given to one that nobody has been compared with.
+    router.add(METHOD_ROOTS, SCOPE_SYNC, _no_difference)
+    router.add(METHOD_SEQ, SCOPE_SYNC, _no_op)
     if infer is not None:
         router.add(METHOD_INFER, "infer", infer)
     presence = Presence(seq=1, name=name, version="test", models=tuple(models))

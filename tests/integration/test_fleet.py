@@ -313,10 +313,11 @@ def test_the_firewall_narrows_what_a_member_may_do_and_widens_it_again(tmp_path:
 def test_accounts_are_what_the_others_say(tmp_path: Path) -> None:
     with agents(tmp_path, {"sensor-1": {}, "jetson-1": holding_smollm2()}) as (sensor, jetson):
         wait_until(lambda: MODEL in httpx.get(f"{sensor.url}/v1/models").text)
-        assert ask(sensor, max_tokens=8).status_code == 200
+        tokens = ask(sensor, max_tokens=8).json()["usage"]["completion_tokens"]
+        assert 0 < tokens <= 8
         wait_until(lambda: boxes(jetson).get("jetson-1", {}).get("given", {}).get("jobs") == 1, 45)
-        assert boxes(jetson)["jetson-1"]["given"]["tokens"] == 8
-        assert boxes(jetson)["sensor-1"]["used"] == {"jobs": 1, "tokens": 8, "failures": 0}
+        assert boxes(jetson)["jetson-1"]["given"]["tokens"] == tokens
+        assert boxes(jetson)["sensor-1"]["used"] == {"jobs": 1, "tokens": tokens, "failures": 0}
         assert fleet(jetson)["used"]["jobs"] == 1
         sensor.kill()
         sensor.start()  # goes on counting where it was
