@@ -42,6 +42,9 @@ class Answer:
     gaps: list[float]
 
 
+_NUMBERS = itertools.count(100_000)
+
+
 def ask(box: Agent, client: httpx.Client, question: str = QUESTION) -> Answer:
     began = time.perf_counter()
     times: list[float] = []
@@ -55,9 +58,10 @@ def ask(box: Agent, client: httpx.Client, question: str = QUESTION) -> Answer:
 
 
 def body(question: str, max_tokens: int) -> dict[str, Any]:
+    # A number of its own begins each, of one length: what a box has of an earlier question must not decide.
     return {
         "model": MODEL,
-        "messages": [{"role": "user", "content": question}],
+        "messages": [{"role": "system", "content": f"{next(_NUMBERS)}."}, {"role": "user", "content": question}],
         "max_tokens": max_tokens,
         "temperature": 0,
         "stream": True,
