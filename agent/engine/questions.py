@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from typing import Final
 
 import trio
 
 from agent.engine.child import Child
 from agent.engine.protocol import Statistics, Stats, encode
 from agent.errors import EngineError
+
+#: Seconds for an answer, which comes between two steps.
+LIMIT: Final = 60.0
 
 
 class Questions:
@@ -19,17 +23,21 @@ class Questions:
         self._open: dict[int, tuple[trio.Event, list[Statistics]]] = {}
 
     async def ask(self, child: Child) -> Statistics:
-        """How the engine is. Raises EngineError where the child ends before it answers. Cancel-safe."""
+        """How the engine is. Cancel-safe.
+
+        Raises EngineError where the child ends, or says nothing for LIMIT seconds.
+        """
         id = next(self._ids)
         answered, found = trio.Event(), list[Statistics]()
         self._open[id] = answered, found
         child.post(encode(Stats(id)))
         try:
-            await answered.wait()
+            with trio.move_on_after(LIMIT):
+                await answered.wait()
         finally:
             self._open.pop(id, None)
         if not found:
-            raise EngineError("the process that runs the model ended before it answered")
+            raise EngineError("the process that runs the model ended, or did not answer")
         return found[0]
 
     def answer(self, statistics: Statistics) -> None:

@@ -16,7 +16,7 @@ from agent.engine.pool import EnginePool
 from agent.fleet_view import FleetView
 from agent.membership import Membership, peer_id_of
 from agent.observe.clocks import ClockFact, newest_date
-from agent.observe.warnings import DocumentFacts, Facts, KnockFact, LostClaimFact, ModelFact, PeerFact, ServerFact
+from agent.observe.known import DocumentFacts, Facts, KnockFact, LostClaimFact, ModelFact, PeerFact, ServerFact
 from agent.version import VERSION
 from fleet.document.op import MAX_SEQ
 from fleet.identity.keys import public_key_from_peer_id

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from agent.engine.pool import HeldModel
-from agent.observe.warnings import Facts, ModelFact, ServerFact, evaluate
+from agent.observe.known import Facts, ModelFact, ServerFact
+from agent.observe.warnings import evaluate
 from agent.own_facts import MAX_MODELS, documented
 from fleet.document.acceptance import MAX_FACTS
 

@@ -7,17 +7,8 @@ from dataclasses import replace
 import pytest
 
 from agent.observe.clocks import ClockFact
-from agent.observe.warnings import (
-    FEW_NUMBERS,
-    QUIET_DOWN,
-    DocumentFacts,
-    Facts,
-    KnockFact,
-    LostClaimFact,
-    ModelFact,
-    PeerFact,
-    evaluate,
-)
+from agent.observe.known import FEW_NUMBERS, DocumentFacts, Facts, KnockFact, LostClaimFact, ModelFact, PeerFact
+from agent.observe.warnings import QUIET_DOWN, evaluate
 
 ME, JETSON, STRANGER = "12D3KooWme", "12D3KooWjetson", "12D3KooWstranger"
 WELL = Facts(

@@ -121,23 +121,23 @@ class Automaton:
         nullable = [False] * len(self.start)
         seen: list[set[int]] = [set() for _ in self.start]
         waiting: dict[int, list[tuple[int, int]]] = {}
-        todo = list(enumerate(self.start))
-        while todo:
-            rule, state = todo.pop()
+        ahead = list(enumerate(self.start))
+        while ahead:
+            rule, state = ahead.pop()
             if nullable[rule] or state in seen[rule]:
                 continue
             seen[rule].add(state)
             match self.kind[state]:
                 case 0:  # _SPLIT
-                    todo += [(rule, after) for after in self.after[state]]
+                    ahead += [(rule, after) for after in self.after[state]]
                 case 2:  # _CALL
                     if nullable[self.call[state]]:
-                        todo.append((rule, self.after[state][0]))
+                        ahead.append((rule, self.after[state][0]))
                     else:
                         waiting.setdefault(self.call[state], []).append((rule, self.after[state][0]))
                 case 3:  # _END
                     nullable[rule] = True
-                    todo += waiting.pop(rule, [])
+                    ahead += waiting.pop(rule, [])
         return nullable
 
     def _refuse_left_recursion(self, nullable: list[bool]) -> None:
@@ -149,12 +149,12 @@ class Automaton:
             if path:
                 open_[root] = True
             while path:
-                rule, todo = path[-1]
-                if not todo:
+                rule, ahead = path[-1]
+                if not ahead:
                     done[rule], open_[rule] = True, False
                     path.pop()
                     continue
-                called = todo.pop()
+                called = ahead.pop()
                 if open_[called]:
                     raise GrammarError(
                         f"the rule {self._names[called][:64]!r} comes to itself again before any character",
@@ -168,18 +168,18 @@ class Automaton:
         """Rules that are called from `start` before a character has been taken."""
         called: set[int] = set()
         seen: set[int] = set()
-        todo = [start]
-        while todo:
-            state = todo.pop()
+        ahead = [start]
+        while ahead:
+            state = ahead.pop()
             if state in seen:
                 continue
             seen.add(state)
             if self.kind[state] == _SPLIT:
-                todo += self.after[state]
+                ahead += self.after[state]
             elif self.kind[state] == _CALL:
                 called.add(self.call[state])
                 if nullable[self.call[state]]:
-                    todo.append(self.after[state][0])
+                    ahead.append(self.after[state][0])
         return called
 
 
@@ -279,14 +279,14 @@ class Walk:
             stack = self._below[stack]
         return positions
 
-    def _close(self, todo: list[tuple[int, int]]) -> State:
+    def _close(self, ahead: list[tuple[int, int]]) -> State:
         """All stacks with a character on top that can be reached from these (state, stack below)."""
         automaton = self._automaton
         seen: set[tuple[int, int]] = set()
         tops: set[int] = set()
         complete = False
-        while todo:
-            item = todo.pop()
+        while ahead:
+            item = ahead.pop()
             if item in seen:
                 continue
             seen.add(item)
@@ -301,7 +301,7 @@ class Walk:
                     self.work += len(seen)
                     raise TooAmbiguousError
             elif kind == _SPLIT:
-                todo += [(after, below) for after in automaton.after[state]]
+                ahead += [(after, below) for after in automaton.after[state]]
             elif kind == _CALL:
                 back = automaton.after[state][0]
                 # A call at the end of a rule leaves nothing to come back to: lists then need no deeper stack.
@@ -309,11 +309,11 @@ class Walk:
                     below = self._push(back, below)
                     if self._depth[below] > MAX_DEPTH:
                         continue
-                todo.append((automaton.start[automaton.call[state]], below))
+                ahead.append((automaton.start[automaton.call[state]], below))
             elif below == _BOTTOM:
                 complete = True
             else:
-                todo.append((self._state[below], self._below[below]))
+                ahead.append((self._state[below], self._below[below]))
         self.work += len(seen)
         return self._intern(frozenset(tops), complete=complete)
 
