@@ -1,4 +1,4 @@
-"""Importing libp2p without httpx: 2.5 MB of a small box's memory for a client of certificate authorities that no box asks.
+"""Importing libp2p without httpx: 2.5 MB of a small box's memory for a client of authorities that no box asks.
 
 libp2p imports everything it has, whatever is used; httpx is for getting TLS certificates from the internet, which Shoal
 does not do. The standard library's lazy loader leaves the module out until something touches it, so that whoever does
