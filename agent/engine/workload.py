@@ -21,6 +21,9 @@ from fleet.net.messages import Delta, Embedded, Finished, InferRequest, Started,
 
 #: Seconds the child has to confirm a cancel before it is killed.
 CANCEL_LIMIT: Final = 2.0
+#: Seconds after which a child that has not confirmed one may hang, and is given no more jobs until it does: those that
+#: wait would die with it. A cancel is confirmed between two steps, in milliseconds, on slow boxes in tenths of seconds.
+SUSPECT_AFTER: Final = 0.5
 #: Seconds a job is taken to last before any has been measured.
 _JOB_GUESS: Final = 5.0
 
@@ -49,6 +52,8 @@ class Workload:
         self._job_seconds = MovingRate()
         self._child: Child | None = None
         self._nursery: trio.Nursery | None = None
+        #: Cancels that the child is slow to confirm.
+        self._unconfirmed = 0
 
     @property
     def running(self) -> int:
@@ -68,6 +73,7 @@ class Workload:
     def attach(self, child: Child, nursery: trio.Nursery, slots: int) -> None:
         """A child is ready for jobs; those that wait go to it. `nursery` lives as long as it does."""
         self._child, self._nursery, self.slots = child, nursery, slots
+        self._unconfirmed = 0
         self._hand_out()
 
     def detach(self) -> None:
@@ -147,11 +153,19 @@ class Workload:
             )
 
     async def _confirm_cancel(self, job: QueuedJob, child: Child) -> None:
-        with trio.move_on_after(CANCEL_LIMIT) as waiting:
+        with trio.move_on_after(SUSPECT_AFTER) as waiting:
+            await job.left_child.wait()
+        if not waiting.cancelled_caught:
+            return
+        self._unconfirmed += 1
+        with trio.move_on_after(CANCEL_LIMIT - SUSPECT_AFTER) as waiting:
             await job.left_child.wait()
         if waiting.cancelled_caught:
             log.warning("engine.child_hung", model=self.name, pid=child.pid, job=job.request.job)
-            child.kill()
+            child.kill()  # and stays suspected: it may take a moment to die
+        elif self._child is child:
+            self._unconfirmed -= 1
+            self._hand_out()
 
     def _deliver(self, child: Child, id: int, event: Started | Delta | Embedded) -> None:
         job = self._running.get(id)
@@ -199,8 +213,8 @@ class Workload:
             self.prefill.add(done.prompt_tokens * 1000 / done.prefill_ms)
 
     def _hand_out(self) -> None:
-        """Give waiting jobs to the child as far as it has slots, by turns of their askers."""
-        while self._child is not None and self._waiting and len(self._running) < self.slots:
+        """Give waiting jobs to the child as far as it has slots and answers, by turns of their askers."""
+        while self._child is not None and self._waiting and len(self._running) < self.slots and not self._unconfirmed:
             job = self._waiting.take()
             job.began = trio.current_time()
             self._running[job.id] = job
