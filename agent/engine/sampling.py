@@ -18,10 +18,12 @@ import numpy as np
 
 from agent.engine.protocol import Submit
 from agent.engine.structure.enforce import Enforcer
-from agent.errors import EngineError
+from agent.errors import BadRequestError, EngineError
 
 #: Tokens that the penalties look back on.
 _LAST: Final = 64
+#: A token with this bias or less never comes, whatever else is wanted.
+_BAN: Final = -100.0
 #: A token that is biased away does not come back from here.
 _NEVER: Final = -math.inf
 
@@ -72,6 +74,7 @@ class Sampler:
         self._enforcer = enforcer
         self._logprobs = job.logprobs
         biased = {token: bias for token, bias in job.logit_bias if 0 <= token < ll.llama_vocab_n_tokens(vocab)}
+        self._banned = [token for token, bias in biased.items() if bias <= _BAN]
         self._chain: Any = None
         if job.temperature > 0 or biased or _penalised(job):
             self._chain = ll.llama_sampler_chain_init(ll.llama_sampler_chain_default_params())
@@ -85,18 +88,33 @@ class Sampler:
 
     def sample(self, logits: np.ndarray) -> int:
         """The next token. Raises EngineError where the grammar leaves none, BadRequestError where it leaves too many
-        ways open."""
+        ways open, or none but tokens that `logit_bias` bans."""
         token = self._choose(logits, None)
         if self._enforcer is not None:
             if not self._enforcer.takes(token):
-                left = self._enforcer.allowed(logits)
-                if not left:
-                    raise EngineError("the model has no token for what the grammar wants here")
+                left = self._allowed(self._enforcer, logits)
                 token = self._choose(logits, left)
             self._enforcer.accept(token)
         if self._chain is not None:
             ll.llama_sampler_accept(self._chain, token)
         return token
+
+    def _allowed(self, enforcer: Enforcer, logits: np.ndarray) -> list[int]:
+        """Tokens that the grammar takes and nobody has banned, the likeliest first."""
+        if not self._banned:
+            left = enforcer.allowed(logits)
+        else:
+            # Banned ones come last in the search, or it could end with nothing else. The chain would take one of them
+            # where it is given no other.
+            moved = logits.copy()
+            moved[self._banned] = _NEVER
+            left = [token for token in enforcer.allowed(moved) if moved[token] > _NEVER]
+            if not left and enforcer.allowed(logits):
+                message = "logit_bias bans every token that the grammar or schema allows here"
+                raise BadRequestError(message, details={"param": "logit_bias"})
+        if not left:
+            raise EngineError("the model has no token for what the grammar wants here")
+        return left
 
     def _choose(self, logits: np.ndarray, tokens: Sequence[int] | None) -> int:
         """By the chain, or the likeliest; of some tokens, the likeliest first, or of all."""
@@ -146,7 +164,7 @@ def _parts(vocab: Any, job: Submit, biased: dict[int, float], seed: int) -> list
     parts: list[Any] = []
     if biased:
         entries = (ll.llama_logit_bias * len(biased))(
-            *(ll.llama_logit_bias(token, _NEVER if bias <= -100 else bias) for token, bias in biased.items())
+            *(ll.llama_logit_bias(token, _NEVER if bias <= _BAN else bias) for token, bias in biased.items())
         )
         parts.append(ll.llama_sampler_init_logit_bias(ll.llama_vocab_n_tokens(vocab), len(biased), entries))
     if _penalised(job):
