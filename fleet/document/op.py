@@ -17,6 +17,7 @@ from typing import Final, Literal, cast
 
 from fleet import cbor
 from fleet.document.clock import MAX_HLC
+from fleet.document.plain_form import read_plain
 from fleet.errors import RefusedOpError
 from fleet.identity.keys import Identity, verify
 
@@ -42,6 +43,8 @@ _DOMAIN: Final = b"shoal-op-v1\0"
 _VERSION: Final = 1
 #: NAME or NAME/REST for facts and settings; hex digits for keys and invites.
 _PATH: Final = re.compile(r"[a-z]+(/[\x21-\x7e]+)?|[0-9a-f]+")
+_KEY_PATH: Final = re.compile(r"[0-9a-f]{64}")
+_INVITE_PATH: Final = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,25 +102,18 @@ def read_op(raw: bytes) -> Op:
     """
     if not SIGNATURE_BYTES < len(raw) <= MAX_OP:
         raise RefusedOpError("size", f"an op has at most {MAX_OP} bytes, this one has {len(raw)}")
-    signed = raw[:-SIGNATURE_BYTES]
-    try:
-        fields = cbor.decode_canonical(signed)
-    except cbor.CborError as error:
-        raise RefusedOpError("form", f"an op is canonical CBOR: {error}") from None
-    if not isinstance(fields, list) or len(fields) != 9 or fields[0] != _VERSION or type(fields[0]) is not int:
-        raise RefusedOpError("form", "an op is an array of 9 that starts with its version, 1")
-    _, fleet, author, seq, hlc, kind, path, body, sup = fields
-    if not (_is_bytes(fleet, ID_BYTES) and _is_bytes(author, KEY_BYTES)):
-        raise RefusedOpError("form", "fleet and author are byte strings of 32")
-    if not (_is_int(seq, 1, MAX_SEQ) and _is_int(hlc, 0, MAX_HLC)):
+    signed = bytes(raw[:-SIGNATURE_BYTES])
+    plain = read_plain(signed)
+    fleet, author, seq, hlc, kind, path, body, sup = (*plain, ()) if plain is not None else _decode(signed)
+    if not (1 <= seq <= MAX_SEQ and 0 <= hlc <= MAX_HLC):
         raise RefusedOpError("limits", "seq or hlc is out of range")
     if kind not in KINDS:
         raise RefusedOpError("form", "unknown kind; this box may run an older version")
-    if type(path) is not str or len(path) > MAX_PATH or not _PATH.fullmatch(path):
+    if len(path) > MAX_PATH or not _PATH.fullmatch(path):
         raise RefusedOpError("form", "a path is NAME, NAME/REST or hex digits")
-    if type(body) is not bytes or (kind == "node" and len(body) > MAX_NODE_BODY):
+    if kind == "node" and len(body) > MAX_NODE_BODY:
         raise RefusedOpError("limits", f"the body of a node op has at most {MAX_NODE_BODY} bytes")
-    if type(sup) is not list or len(sup) > MAX_SUP or not all(_is_bytes(one, ID_BYTES) for one in sup):
+    if len(sup) > MAX_SUP or not all(len(one) == ID_BYTES for one in sup):
         raise RefusedOpError("limits", f"sup lists at most {MAX_SUP} op ids")
     if sup and kind not in ADMIN_KINDS:
         # It would mean nothing there, and make a box's share of everybody's disk twice as large.
@@ -129,7 +125,23 @@ def read_op(raw: bytes) -> Op:
     check_path = _PATH_OF_KIND[kind]
     if not check_path(path):
         raise RefusedOpError("form", f"not a path of kind {kind}")
-    return Op(op_id(signed), fleet, author, seq, hlc, cast("Kind", kind), path, body, tuple(sup), bytes(raw))
+    return Op(op_id(signed), fleet, author, seq, hlc, cast("Kind", kind), path, body, sup, bytes(raw))
+
+
+def _decode(signed: bytes) -> tuple[bytes, bytes, int, int, str, str, bytes, tuple[bytes, ...]]:
+    """The fields of any op; raises RefusedOpError (`form`) for what is not canonical or of other types."""
+    try:
+        fields = cbor.decode_canonical(signed)
+    except cbor.CborError as error:
+        raise RefusedOpError("form", f"an op is canonical CBOR: {error}") from None
+    match fields:
+        case [1, bytes(fleet), bytes(author), int(seq), int(hlc), str(kind), str(path), bytes(body), list(sup)] if (
+            type(fields[0]) is int and bool not in (type(seq), type(hlc)) and all(type(one) is bytes for one in sup)
+        ):
+            if len(fleet) != ID_BYTES or len(author) != KEY_BYTES:
+                raise RefusedOpError("form", "fleet and author are byte strings of 32")
+            return fleet, author, seq, hlc, kind, path, body, tuple(sup)
+    raise RefusedOpError("form", "an op is an array of 9: its version, 1, and then fields of fixed types")
 
 
 def signature_holds(op: Op) -> bool:
@@ -139,11 +151,11 @@ def signature_holds(op: Op) -> bool:
 
 def is_key_path(path: str) -> bool:
     """Whether a path is a public key, as 64 lower-case hex digits."""
-    return len(path) == 2 * KEY_BYTES and all(c in "0123456789abcdef" for c in path)
+    return _KEY_PATH.fullmatch(path) is not None
 
 
 def _is_invite_path(path: str) -> bool:
-    return len(path) == 32 and all(c in "0123456789abcdef" for c in path)
+    return _INVITE_PATH.fullmatch(path) is not None
 
 
 def _is_fact_path(path: str) -> bool:
@@ -163,11 +175,3 @@ _PATH_OF_KIND: Final[dict[str, Callable[[str], bool]]] = {
     "revoke": is_key_path,
     "fw": is_key_path,
 }
-
-
-def _is_bytes(value: object, length: int) -> bool:
-    return type(value) is bytes and len(value) == length
-
-
-def _is_int(value: object, low: int, high: int) -> bool:
-    return type(value) is int and low <= value <= high

@@ -13,6 +13,7 @@ from nacl.signing import SigningKey
 
 from fleet.document import op as ops
 from fleet.document.op import Op, read_op, signature_holds, write_op
+from fleet.document.plain_form import read_plain
 from fleet.errors import RefusedOpError
 from fleet.identity.keys import Identity
 from tests.property import budget
@@ -219,6 +220,67 @@ def test_size_is_looked_at_first() -> None:
 )
 def test_only_one_form_of_an_op_is_accepted(signed_part: bytes) -> None:
     assert refusal(signed_part + SigningKey(BOX.seed).sign(b"shoal-op-v1\0" + signed_part).signature) == "form"
+
+
+LENGTHS = st.sampled_from([0, 1, 22, 23, 24, 25, 100, 254, 255, 256, 257, 300])
+NUMBERS = st.one_of(
+    st.sampled_from([0, 1, 23, 24, 255, 256, 65535, 65536, (1 << 32) - 1, 1 << 32, (1 << 63) - 1, (1 << 64) - 1]),
+    st.integers(0, (1 << 64) - 1),
+)
+PLAIN_PARTS = st.fixed_dictionaries(
+    {
+        "author": st.binary(min_size=32, max_size=32),
+        "seq": NUMBERS,
+        "hlc": NUMBERS,
+        "kind": st.sampled_from([*ops.KINDS, "what"]),
+        "path": st.one_of(LENGTHS.map("x".__mul__), st.text(max_size=30), st.just("a/\x00\x7f")),
+        "body": LENGTHS.flatmap(lambda length: st.binary(min_size=length, max_size=length)),
+        "sup": st.sampled_from([[], [], [ID], [b""], ID]),
+    }
+)
+#: Where to put what, or what to cut off at the end where it is None.
+DAMAGE = st.tuples(st.integers(0, 400), st.one_of(st.none(), st.binary(min_size=1, max_size=2)))
+
+
+@given(PLAIN_PARTS, st.one_of(st.none(), DAMAGE))
+def test_what_is_read_without_a_decoder_is_what_the_decoder_reads(
+    parts: dict[str, Any], damage: tuple[int, bytes | None] | None
+) -> None:
+    content = cbor2.dumps(fields(**parts), canonical=True)
+    if damage is not None:
+        at, put = damage[0] % len(content), damage[1]
+        content = content[:at] if put is None else content[:at] + put + content[at + len(put) :]
+    quick = read_plain(content)
+    if quick is not None:
+        assert ops._decode(content) == (*quick, ())
+    elif damage is None:
+        plain = parts["kind"] in ops.KINDS and parts["path"].isascii() and 0 < len(parts["path"]) < 256
+        assert not plain or parts["sup"] != [], "it is read slowly, with nobody noticing"
+
+
+def test_every_number_has_one_form_without_a_decoder() -> None:
+    head = b"\x89\x01\x58\x20" + FLEET + b"\x58\x20" + BOX.public_key
+    tail = cbor2.dumps("node") * 2 + b"\x41\xa0\x80"
+    for number in (0, 23, 24, 255, 256, 65535, 65536, (1 << 32) - 1, 1 << 32):
+        forms = [bytes([number])] if number < 24 else []
+        for length, first in ((1, 0x18), (2, 0x19), (4, 0x1A), (8, 0x1B)):
+            if number < 1 << 8 * length:
+                forms.append(bytes([first]) + number.to_bytes(length, "big"))
+        for form in forms:
+            assert (read_plain(head + form + b"\x07" + tail) is not None) == (form == forms[0])
+            assert (read_plain(head + b"\x07" + form + tail) is not None) == (form == forms[0])
+    for length, form in (
+        (5, b"\x58\x05"),
+        (5, b"\x59\x00\x05"),
+        (5, b"\x45"),
+        (200, b"\x59\x00\xc8"),
+        (200, b"\x58\xc8"),
+    ):
+        content = head + b"\x07\x07" + cbor2.dumps("node") * 2 + form + bytes(length) + b"\x80"
+        assert (read_plain(content) is not None) == (form in (b"\x45", b"\x58\xc8"))
+    for form in (b"\x64", b"\x78\x04"):
+        assert (read_plain(head + b"\x07\x07" + form + b"node" + tail[5:]) is not None) == (form == b"\x64")
+        assert (read_plain(head + b"\x07\x07\x64node" + form + b"node" + tail[10:]) is not None) == (form == b"\x64")
 
 
 def test_every_changed_bit_breaks_the_form_or_the_signature() -> None:
