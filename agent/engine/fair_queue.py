@@ -1,18 +1,27 @@
-"""Who waits for a model, whose turn is next, and how many may wait. Pure.
+"""Who waits for a model, whose turn is next, and how many may wait. Pure: the caller passes the time.
 
-Askers are this box's own clients, taken together, and each peer by its key. Turns go to the asker who has waited
-longest for one, so a peer with two hundred jobs and a peer with one get one each; every second turn at most goes to
-this box's own clients, as long as there are any.
+Askers are this box's own clients, taken together, and each peer by its key. While both wait, every second turn goes to
+this box's own clients. Of the jobs of one side a higher class goes first; a job that waits rises by a class every
+AGEING seconds, so that none starves. In a class turns are shared by the work that askers have had (start-time fair
+queueing): a peer with two hundred jobs and a peer with one get the same, twice the weight gets twice the work, and
+who has been away gets nothing for it. The jobs of one asker and class keep their order.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Final, Generic, TypeVar
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final, Generic, Literal, TypeVar
+
+Priority = Literal["interactive", "normal", "bulk"]
 
 #: The asker of jobs that this box's own clients sent.
 LOCAL: Final = ""
-#: Askers whose last turn is remembered; past it, those who had theirs longest ago are forgotten.
+#: Seconds of waiting that are worth a class.
+AGEING: Final = 15.0
+CLASSES: Final[tuple[Priority, ...]] = ("interactive", "normal", "bulk")
+#: Askers without a waiting job whose share is remembered.
 _REMEMBERED: Final = 1024
 
 T = TypeVar("T")
@@ -36,58 +45,152 @@ def refusal(asker: str, *, capacity: int, total: int, of_asker: int, of_peers: i
     return None
 
 
+@dataclass
+class _Waiting(Generic[T]):
+    job: T
+    since: float
+    number: int
+    cost: float
+
+
+@dataclass
+class _Line(Generic[T]):
+    """The waiting jobs of one asker; `start` is the share of work it has had, in units of its weight."""
+
+    start: float
+    weight: float
+    classes: dict[int, deque[_Waiting[T]]] = field(default_factory=dict)
+
+    def best(self, now: float) -> tuple[int, int, int]:
+        """(class after ageing, number of arrival, class) of the job that is next in this line."""
+        return min((_aged(rank, jobs[0].since, now), jobs[0].number, rank) for rank, jobs in self.classes.items())
+
+    def jobs(self) -> Iterator[_Waiting[T]]:
+        for jobs in self.classes.values():
+            yield from jobs
+
+
 class FairQueue(Generic[T]):
-    """Jobs that wait, one line for each asker."""
+    """Jobs that wait, a line for each asker. `now` is seconds on any clock that does not go back."""
 
     def __init__(self) -> None:
-        self._lines: dict[str, deque[T]] = {}
-        #: When each asker had its last turn, as the number of that turn; in the order of turns.
-        self._turns: dict[str, int] = {}
-        self._turn = 0
+        self._lines: dict[str, _Line[T]] = {}
+        #: Where the shares of askers stand who have no waiting job, those that left last at the end.
+        self._left: dict[str, float] = {}
+        self._virtual = 0.0
+        self._arrivals = 0
+        self._local_last = False
 
     def __len__(self) -> int:
-        return sum(map(len, self._lines.values()))
+        return sum(len(jobs) for line in self._lines.values() for jobs in line.classes.values())
 
     def count(self, asker: str) -> int:
         """How many jobs of an asker wait."""
-        return len(self._lines.get(asker, ()))
+        line = self._lines.get(asker)
+        return sum(map(len, line.classes.values())) if line is not None else 0
 
-    def put(self, asker: str, job: T) -> None:
-        """Append a job to its asker's line."""
-        self._lines.setdefault(asker, deque()).append(job)
+    def put(
+        self, asker: str, job: T, *, priority: Priority = "normal", cost: float = 1.0, weight: float = 1.0,
+        now: float = 0.0,
+    ) -> None:  # fmt: skip
+        """Append a job to its asker's line.
 
-    def take(self) -> T:
+        `cost` (> 0) is the work it is, in a unit of the caller's; `weight` (> 0) the asker's share of all work.
+        """
+        if not (cost > 0 and weight > 0):
+            raise ValueError("cost and weight must be positive")
+        line = self._lines.get(asker)
+        if line is None:
+            line = self._lines[asker] = _Line(max(self._virtual, self._left.pop(asker, 0.0)), weight)
+        line.weight = weight
+        self._arrivals += 1
+        rank = CLASSES.index(priority)
+        line.classes.setdefault(rank, deque()).append(_Waiting(job, now, self._arrivals, cost))
+
+    def take(self, now: float = 0.0) -> T:
         """Remove and return the job whose turn it is. Raises LookupError where nobody waits."""
         peers = [asker for asker in self._lines if asker != LOCAL]
-        if LOCAL in self._lines and (not peers or self._turns.get(LOCAL) != self._turn):
+        if LOCAL in self._lines and not (peers and self._local_last):
             asker = LOCAL
         elif peers:
-            asker = min(peers, key=lambda peer: self._turns.get(peer, 0))
+            asker = min(peers, key=lambda peer: self._turn(peer, now))
         else:
             raise LookupError("nobody waits")
         line = self._lines[asker]
-        job = line.popleft()
-        if not line:
-            del self._lines[asker]
-        self._turn += 1
-        self._turns.pop(asker, None)
-        self._turns[asker] = self._turn
-        if len(self._turns) > _REMEMBERED:
-            del self._turns[next(iter(self._turns))]
-        return job
+        rank = line.best(now)[2]
+        waiting = line.classes[rank].popleft()
+        self._virtual = max(self._virtual, line.start)
+        line.start += waiting.cost / line.weight
+        self._local_last = asker == LOCAL
+        self._tidy(asker, rank)
+        return waiting.job
+
+    def settle(self, asker: str, difference: float, *, weight: float = 1.0) -> None:
+        """A job that was taken was so much more work than it was put down for; less, where it is negative."""
+        line = self._lines.get(asker)
+        if line is not None:
+            line.start = max(self._virtual, line.start + difference / line.weight)
+        elif asker in self._left:
+            self._left[asker] = max(0.0, self._left[asker] + difference / weight)
 
     def remove(self, asker: str, job: T) -> bool:
         """Take a job out of its line; False where it does not wait."""
         line = self._lines.get(asker)
-        if line is None or job not in line:
-            return False
-        line.remove(job)
-        if not line:
-            del self._lines[asker]
-        return True
+        for rank, jobs in list(line.classes.items()) if line is not None else ():
+            for waiting in jobs:
+                if waiting.job == job:
+                    jobs.remove(waiting)
+                    self._tidy(asker, rank)
+                    return True
+        return False
+
+    def ahead(self, asker: str, priority: Priority) -> int:
+        """How many of those that wait get their turn before a job that came now, if all jobs are alike: an estimate.
+
+        Those of a lower class do not count, and of each other asker only as many as this one has in front of its own.
+        """
+        rank = CLASSES.index(priority)
+        own = self._among(asker, rank)
+        if asker == LOCAL:
+            others = sum(self._among(peer, len(CLASSES)) for peer in self._lines if peer != LOCAL)
+            return own + min(others, own + 1)
+        peers = sum(min(self._among(peer, rank), own + 1) for peer in self._lines if peer not in (LOCAL, asker))
+        local = self._among(LOCAL, len(CLASSES))
+        return own + peers + min(local, own + peers + 1)
 
     def clear(self) -> list[T]:
         """Empty every line; returns the jobs."""
-        jobs = [job for line in self._lines.values() for job in line]
-        self._lines.clear()
+        jobs = [waiting.job for line in self._lines.values() for waiting in line.jobs()]
+        for asker in list(self._lines):
+            self._leave(asker)
         return jobs
+
+    def _among(self, asker: str, rank: int) -> int:
+        line = self._lines.get(asker)
+        return sum(len(jobs) for of, jobs in line.classes.items() if of <= rank) if line is not None else 0
+
+    def _turn(self, asker: str, now: float) -> tuple[int, float, int]:
+        line = self._lines[asker]
+        aged, number, _ = line.best(now)
+        return aged, line.start, number
+
+    def _tidy(self, asker: str, rank: int) -> None:
+        line = self._lines[asker]
+        if not line.classes[rank]:
+            del line.classes[rank]
+        if not line.classes:
+            self._leave(asker)
+
+    def _leave(self, asker: str) -> None:
+        """Nobody of an asker waits any more; what it had counts for as long as it is ahead of the others."""
+        start = self._lines.pop(asker).start
+        if start > self._virtual:
+            self._left[asker] = start
+        if len(self._left) > _REMEMBERED:
+            self._left = {one: left for one, left in self._left.items() if left > self._virtual}
+            while len(self._left) > _REMEMBERED:
+                del self._left[next(iter(self._left))]
+
+
+def _aged(rank: int, since: float, now: float) -> int:
+    return max(0, rank - int((now - since) / AGEING))

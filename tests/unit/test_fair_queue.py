@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.engine.fair_queue import LOCAL, FairQueue, refusal
+from agent.engine.fair_queue import AGEING, LOCAL, FairQueue, Priority, refusal
 
 
 def queue(*jobs: str) -> FairQueue[str]:
@@ -104,3 +104,107 @@ def test_a_job_can_leave_and_all_can() -> None:
 def test_shares(asker: str, capacity: int, total: int, of_asker: int, of_peers: int, taken: bool) -> None:
     reason = refusal(asker, capacity=capacity, total=total, of_asker=of_asker, of_peers=of_peers)
     assert (reason is None) == taken
+
+
+def test_b42_a_higher_class_goes_first_and_keeps_its_order_on_both_sides() -> None:
+    for asker in (LOCAL, "a"):
+        line: FairQueue[str] = FairQueue()
+        jobs: list[tuple[Priority, str]] = [("bulk", "b1"), ("normal", "n1"), ("interactive", "i1"), ("normal", "n2")]
+        jobs += [("interactive", "i2"), ("bulk", "b2")]
+        for priority, job in jobs:
+            line.put(asker, job, priority=priority)
+        assert order(line) == ["i1", "i2", "n1", "n2", "b1", "b2"]
+
+
+def test_b42_the_class_of_one_peer_comes_before_the_turn_of_another() -> None:
+    line: FairQueue[str] = FairQueue()
+    line.put("a", "a1", priority="bulk")
+    line.put("b", "b1", priority="interactive")
+    line.put("b", "b2", priority="interactive")
+    assert order(line) == ["b1", "b2", "a1"]
+
+
+def test_b42_who_waits_long_enough_is_overtaken_no_more() -> None:
+    line: FairQueue[str] = FairQueue()
+    line.put("a", "bulk", priority="bulk", now=0.0)
+    for second in range(100):
+        line.put("b", f"b{second}", priority="interactive", now=float(second))
+        if line.take(float(second)) == "bulk":
+            break
+    assert second == 2 * AGEING
+
+
+def test_twice_the_weight_is_twice_the_turns() -> None:
+    line: FairQueue[str] = FairQueue()
+    for number in range(30):
+        line.put("a", f"a{number}", weight=1.0)
+        line.put("b", f"b{number}", weight=2.0)
+    served = Counter(line.take()[0] for _ in range(30))
+    assert served["b"] == 2 * served["a"]
+
+
+def test_larger_jobs_count_for_more() -> None:
+    line: FairQueue[str] = FairQueue()
+    for number in range(30):
+        line.put("a", f"a{number}", cost=300)
+        line.put("b", f"b{number}", cost=100)
+    served = Counter(line.take()[0] for _ in range(24))
+    assert abs(served["b"] - 3 * served["a"]) <= 3
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_what_was_not_used_is_given_back_and_no_more(waits: bool) -> None:
+    line: FairQueue[str] = FairQueue()
+    for job in ("a1", "a2") if waits else ("a1",):
+        line.put("a", job, cost=1000)
+    line.put("b", "b1", cost=10)
+    line.put("b", "b2", cost=10)
+    assert line.take() == "a1"
+    line.settle("a", -995)
+    if not waits:
+        line.put("a", "a2", cost=1000)
+    assert order(line) == ["b1", "a2", "b2"]
+    line.settle("a", -1e9)
+    line.settle("nobody", -1e9)
+    line.put("c", "c1")
+    line.put("a", "a3")
+    line.put("c", "c2")
+    assert order(line)[0] == "c1"
+
+
+def test_who_was_away_has_saved_nothing_up() -> None:
+    line: FairQueue[str] = FairQueue()
+    for number in range(20):
+        line.put("a", f"a{number}")
+        assert line.take() == f"a{number}"
+    for number in range(20):
+        line.put("a", f"x{number}")
+        line.put("b", f"b{number}")
+    served = Counter(line.take()[0] for _ in range(20))
+    assert abs(served["x"] - served["b"]) <= 1
+
+
+def test_what_strangers_leave_behind_is_bounded() -> None:
+    line: FairQueue[int] = FairQueue()
+    for number in range(1300):
+        line.put(f"peer-{number}", number)
+    taken = [line.take() for _ in range(1300)]
+    assert sorted(taken) == list(range(1300))
+    assert len(line._left) <= 1024
+
+
+@pytest.mark.parametrize(("cost", "weight"), [(0, 1), (1, 0), (-1, 1), (float("nan"), 1)])
+def test_work_and_weight_are_positive(cost: float, weight: float) -> None:
+    with pytest.raises(ValueError, match="positive"):
+        FairQueue[str]().put("a", "a1", cost=cost, weight=weight)
+
+
+@given(st.lists(st.sampled_from(["", "a", "b", "c"]), max_size=30), st.sampled_from(["", "a", "d"]))
+def test_the_estimate_of_who_is_ahead_holds_for_equal_jobs(askers: list[str], asker: str) -> None:
+    line: FairQueue[int] = FairQueue()
+    for number, one in enumerate(askers):
+        line.put(one, number)
+    ahead = line.ahead(asker, "normal")
+    line.put(asker, -1)
+    at = [line.take() for _ in range(len(line))].index(-1)
+    assert at <= ahead <= 2 * at + 1 + len(set(askers))
