@@ -22,7 +22,7 @@ LOCAL: Final = ""
 AGEING: Final = 15.0
 CLASSES: Final[tuple[Priority, ...]] = ("interactive", "normal", "bulk")
 #: Askers without a waiting job whose share is remembered.
-_REMEMBERED: Final = 1024
+_REMEMBERED: Final = 256
 
 T = TypeVar("T")
 
