@@ -18,7 +18,7 @@ from agent.engine.box_memory import oom_kills
 from agent.engine.child import Child
 from agent.engine.identify import HashCache, Identity, identify, stamp_of
 from agent.engine.job import QueuedJob
-from agent.engine.memory import Plan, Wish, size_of
+from agent.engine.memory import Plan, Wish, reads_whole, size_of
 from agent.engine.protocol import Begun, Done, Failed, Load, Loaded, Statistics, Step, Up, Vectors, encode
 from agent.engine.quarantine import COOL_DOWN, CRASHES, Quarantine
 from agent.engine.questions import Questions
@@ -337,6 +337,8 @@ class Holding:
             cells=plan.cells,
             batch=plan.batch,
             embeddings=int(facts is not None and facts.embedding),
+            whole=int(facts is not None and reads_whole(facts)),
+            pooling=facts.pooling if facts is not None and facts.pooling in ("mean", "cls", "last") else "",
             sessions=str(self._sessions / self.identity.hash.removeprefix("sha256:")),
             session_bytes=self._config.session_cache_mib << 20,
         )

@@ -22,6 +22,16 @@ MIN_CONTEXT: Final = 512
 #: A cache's cells come in such blocks.
 CELL_BLOCK: Final = 256
 
+#: Tokens of a text at most that is to become a vector, and of all texts that are read together; and how many these are.
+EMBEDDED_TOKENS: Final = 2048
+EMBEDDED_TEXTS: Final = 16
+#: A model that also generates text computes the logits of every token it embeds, whether or not they are wanted
+#: (llama.cpp 0c1e570). Steps of so many tokens keep them to 32 MiB, where 2,048 tokens of SmolLM2 took 400.
+_EMBEDDED_LOGITS: Final = 32 * MIB
+_EMBEDDED_STEPS: Final = (32, 128)
+#: Architectures that have no logits, as far as their names say so.
+_HEADLESS: Final = ("bert", "gemma-embedding")
+
 #: The child's interpreter with llama.cpp and NumPy loaded, and what a vocabulary's entry takes in tables.
 _PROCESS: Final = 50 * MIB
 _VOCABULARY_ENTRY: Final = 320
@@ -36,18 +46,20 @@ _BYTES: Final = {name: (block, size) for name, block, size in TENSOR_TYPES.value
 @dataclass(frozen=True)
 class Estimate:
     """Bytes a loaded model takes. `weights` are mapped from the file: the kernel may drop them, and then every token
-    waits for the disk, so they count like the rest.
+    waits for the disk, so they count like the rest. `vectors` is for embeddings, and taken when the first ones are
+    asked for.
     """
 
     weights: int
     kv: int
     compute: int
     process: int
+    vectors: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.kv + self.compute + self.process
+        return self.weights + self.kv + self.compute + self.process + self.vectors
 
 
 @dataclass(frozen=True)
@@ -99,26 +111,59 @@ def estimate(
     `outputs` is of how many tokens of a step the logits are wanted, by default one of each sequence. `kv_type` is the
     name of the cache's tensor type.
     """
-    cells = _padded(cells)
-    ubatch = min(ubatch, cells)
     kept = facts.window or facts.state_bytes
     sequences = min(_MOST_SEQUENCES, slots + (_KEPT_SEQUENCES if kept else slots))
+    ubatch = min(ubatch, _padded(cells))
+    outputs = min(ubatch, sequences if outputs is None else outputs)
+    kv = compute = 0
+    if not facts.embedding:
+        kv, compute = _context(facts, cells, sequences, ubatch, outputs, facts.vocab_size, kv_type)
+    return Estimate(
+        weights=facts.weight_bytes,
+        kv=kv,
+        compute=compute,
+        process=_PROCESS + _VOCABULARY_ENTRY * facts.vocab_size,
+        vectors=_vectors(facts, cells),
+    )
+
+
+def reads_whole(facts: GgufFacts) -> bool:
+    """Whether a text has to be read in one step for its vector, as by a model that looks both ways."""
+    return facts.embedding and facts.pooling != "last"
+
+
+def embedding_step(vocab_size: int) -> int:
+    """Tokens of a step that reads texts in parts."""
+    least, most = _EMBEDDED_STEPS
+    return max(least, min(most, _EMBEDDED_LOGITS // (4 * vocab_size) // least * least))
+
+
+def _vectors(facts: GgufFacts, cells: int) -> int:
+    """What the context for embeddings takes, which has `cells` tokens or fewer."""
+    room = min(EMBEDDED_TOKENS, cells)
+    whole = reads_whole(facts)
+    step = min(room, room if whole else embedding_step(facts.vocab_size))
+    vocabulary = 0 if any(name in facts.architecture for name in _HEADLESS) else facts.vocab_size
+    kv, compute = _context(facts, room, EMBEDDED_TEXTS, step, step, vocabulary, "F16")
+    return (kv if vocabulary else 0) + compute
+
+
+def _context(
+    facts: GgufFacts, cells: int, sequences: int, ubatch: int, outputs: int, vocabulary: int, kv_type: str
+) -> tuple[int, int]:
+    """Bytes of a context's cache, and of what it computes in; `outputs` tokens of a step have logits."""
+    cells = _padded(cells)
     window_cells = min(cells, _padded(facts.window * sequences + ubatch))
     windowed = [heads for heads, window in zip(facts.kv_heads, facts.windowed, strict=True) if window]
     full = [heads for heads, window in zip(facts.kv_heads, facts.windowed, strict=True) if not window]
     block, block_bytes = _BYTES[kv_type]
     head = facts.key_length + facts.value_length
     kv = (cells * sum(full) + window_cells * sum(windowed)) * head // block * block_bytes
-    wanted = min(ubatch, sequences if outputs is None else outputs)
     masks = 2 * ubatch * (cells * any(full) + window_cells * any(windowed))
-    logits = 4 * wanted * (facts.vocab_size + 2 * facts.embedding_length)
-    results = 4 * facts.vocab_size * max(sequences, wanted)
-    return Estimate(
-        weights=facts.weight_bytes,
-        kv=kv + facts.state_bytes * sequences,
-        compute=max(4 * ubatch * _widest(facts) + masks, logits) + results + _ROUNDING,
-        process=_PROCESS + _VOCABULARY_ENTRY * facts.vocab_size,
-    )
+    logits = 4 * outputs * (vocabulary + 2 * facts.embedding_length)
+    results = 4 * vocabulary * max(sequences, outputs)
+    compute = max(4 * ubatch * _widest(facts) + masks, logits) + results + _ROUNDING
+    return kv + facts.state_bytes * sequences, compute
 
 
 def plan(facts: GgufFacts, available: int, wish: Wish) -> Plan | TooLarge:
@@ -130,16 +175,17 @@ def plan(facts: GgufFacts, available: int, wish: Wish) -> Plan | TooLarge:
     """
     context = min(wish.context, facts.context_length)
     least = min(context, MIN_CONTEXT)
-    whole = max(context, context * wish.slots // 2)
+    whole = context if facts.embedding else max(context, context * wish.slots // 2)
 
     def fits(cells: int, slots: int, batch: int) -> bool:
         return estimate(facts, cells, slots, batch).total <= available
 
     slots, batch = wish.slots, BATCH
-    while slots > 1 and not fits(context, slots, batch):
-        slots //= 2
-    while batch > MIN_BATCH and not fits(least, slots, batch):
-        batch //= 2
+    if not facts.embedding:  # what these save is for text that is generated
+        while slots > 1 and not fits(context, slots, batch):
+            slots //= 2
+        while batch > MIN_BATCH and not fits(least, slots, batch):
+            batch //= 2
     if not fits(least, slots, batch):
         return TooLarge(estimate(facts, least, slots, batch).total, available)
     # The estimate grows with the cells, so the most that fit are found by halving.

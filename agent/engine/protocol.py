@@ -18,7 +18,7 @@ import cbor2
 
 from fleet import cbor
 
-VERSION: Final = 2
+VERSION: Final = 3
 MAX_FRAME: Final = 2 * 1024 * 1024
 
 _LENGTH: Final = struct.Struct(">I")
@@ -37,7 +37,8 @@ class Load:
 
     `slots` sequences share one cache of `cells` tokens (0: `context_tokens`), and one of them may use at most
     `context_tokens` of it. `batch` is how many tokens one decoding step may take in. `embeddings` 1 opens the model to
-    give vectors and no text. Conversations that have a name are kept in the folder `sessions`, in at most
+    give vectors and no text, and `whole` 1 says that it has to read a text in one step; `pooling` is the one that it
+    was made for, or empty. Conversations that have a name are kept in the folder `sessions`, in at most
     `session_bytes`; none are where it is empty.
     """
 
@@ -49,6 +50,8 @@ class Load:
     cells: int = 0
     batch: int = 512
     embeddings: int = 0
+    whole: int = 0
+    pooling: Literal["", "mean", "cls", "last"] = ""
     sessions: str = ""
     session_bytes: int = 0
 

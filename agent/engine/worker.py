@@ -22,9 +22,10 @@ import llama_cpp
 from agent.engine.batcher import Batcher, failed, nothing_runs
 from agent.engine.chat import Span
 from agent.engine.context import Context
-from agent.engine.embedding import Embedder, Texts, tokenise
+from agent.engine.embedding import Embedder, Texts, reader_of, tokenise
 from agent.engine.inbox import Inbox
 from agent.engine.llama import Model
+from agent.engine.memory import EMBEDDED_TOKENS
 from agent.engine.prepare import Prepared, Preparer
 from agent.engine.protocol import (
     Cancel,
@@ -166,7 +167,9 @@ class Engine:
         sessions = _sessions(load)
         preparer = Preparer(model, load.context_tokens, sessions) if context else None
         self.desk = Desk(self._inbox, model, load.context_tokens, preparer)
-        self._embedder = Embedder(model, self._inbox, send, context_tokens=load.context_tokens, threads=load.threads)
+        room = min(EMBEDDED_TOKENS, load.context_tokens)
+        reader = reader_of(model, whole=bool(load.whole), room=room, threads=load.threads, own=load.pooling)
+        self._embedder = Embedder(self._inbox, send, reader, room=room, hear=self._hear)
         if context is not None:
             self._batcher = Batcher(
                 model, context, self._inbox, send, cells=cells, slots=slots, sequences=sequences, sessions=sessions
@@ -176,7 +179,9 @@ class Engine:
         """Tokens per second, of a prompt and of one token after another, from a short try; touches every weight."""
         if self._context is not None:
             return probe(self._model, self._context)
-        rate = self._embedder.probe()
+        token = max(self._model.tokenize([Span("the")])[-1:], default=0)
+        self._embedder.rate(token, 1)
+        rate = self._embedder.rate(token, _PROBE_PROMPT)
         return rate, rate
 
     def run_forever(self) -> NoReturn:
@@ -190,7 +195,12 @@ class Engine:
                 self._take(item)
             if batcher is not None:
                 batcher.step()
-            embedder.step(self._fail)
+            embedder.step(self._fail, alone=batcher is None or not batcher.busy)
+
+    def _hear(self) -> None:
+        """Take in what has come, within a step that may be long."""
+        for item in self._inbox.take(wait=False):
+            self._take(item)
 
     def _take(self, item: Item) -> None:
         match item:

@@ -161,16 +161,21 @@ def test_the_estimate_is_what_llama_takes(model: Any, cells: int, slots: int, ba
     assert compute <= found.compute <= 1.15 * compute + MIB
 
 
-def test_a_loaded_model_takes_what_was_estimated(tmp_path: Path) -> None:
+def test_a_loaded_model_takes_what_was_estimated_vectors_and_all(tmp_path: Path) -> None:
     async def main() -> None:
         model = ModelConfig(path=model_path(), name="real")
         async with box(tmp_path, model, context_tokens=2048, slots=2, threads=2) as here:
             await here.run("real", 8, prompt="word " * 600)
+            request = InferRequest(v=2, job="e", kind="embedding", model="real", texts=("word " * 300,))
+            await here.pool.generate(here.held("real").hash, request, ignore)
             held = here.held("real")
             assert held.pid is not None
             taken = psutil.Process(held.pid).memory_info().rss
             assert held.cells == 2048
             assert taken * 0.95 <= held.memory_bytes <= taken * 1.2
+
+    async def ignore(event: object) -> None:
+        """Only what it takes is looked at."""
 
     trio.run(main)
 

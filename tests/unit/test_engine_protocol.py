@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from agent.engine.chat import ChatTemplate, Shield, Span, control_pattern
 from agent.engine.protocol import (
     MAX_FRAME,
+    VERSION,
     Begun,
     Cancel,
     Done,
@@ -66,14 +67,14 @@ def test_messages_come_out_whole_however_the_stream_is_cut(sizes: list[int]) -> 
         b"",
         b"\xff",
         cbor2.dumps({"v": 1}),
-        cbor2.dumps([1, "nonsense"]),
-        cbor2.dumps([1, "cancel"]),
-        cbor2.dumps([1, "cancel", "7"]),
-        cbor2.dumps([1, "cancel", True]),
-        cbor2.dumps([1, "cancel", 1 << 60]),
-        cbor2.dumps([1, "step", [[1, "a"]]]),
-        cbor2.dumps([1, "done", 1, "bored", 1, 1, 1.0, 1.0]),
-        cbor2.dumps([1, "done", 1, "stop", 1, 1, float("nan"), 1.0]),
+        cbor2.dumps([VERSION, "nonsense"]),
+        cbor2.dumps([VERSION, "cancel"]),
+        cbor2.dumps([VERSION, "cancel", "7"]),
+        cbor2.dumps([VERSION, "cancel", True]),
+        cbor2.dumps([VERSION, "cancel", 1 << 60]),
+        cbor2.dumps([VERSION, "step", [[1, "a"]]]),
+        cbor2.dumps([VERSION, "done", 1, "bored", 1, 1, 1.0, 1.0]),
+        cbor2.dumps([VERSION, "done", 1, "stop", 1, 1, float("nan"), 1.0]),
         b"\x81" * 100 + b"\x01",
     ],
 )
@@ -83,8 +84,8 @@ def test_what_is_no_message_is_refused(body: bytes) -> None:
 
 
 def test_another_version_is_told_apart_from_nonsense() -> None:
-    with pytest.raises(ProtocolError, match="version 3"):
-        decode(cbor2.dumps([3, "cancel", 7]))
+    with pytest.raises(ProtocolError, match=f"version {VERSION + 1}"):
+        decode(cbor2.dumps([VERSION + 1, "cancel", 7]))
 
 
 @given(st.binary(max_size=200))

@@ -18,8 +18,10 @@ from agent.engine.memory import (
     TooLarge,
     Wish,
     budget_of,
+    embedding_step,
     estimate,
     plan,
+    reads_whole,
     reserve,
     size_of,
 )  # fmt: skip
@@ -63,6 +65,42 @@ def test_outputs_are_what_a_large_vocabulary_costs() -> None:
     few, all_ = estimate(large, 4096, 4).compute, estimate(large, 4096, 4, outputs=512).compute
     assert all_ > 1000 * MIB > 50 * MIB > few
     assert estimate(large, 4096, 4, 128, outputs=128).compute < all_ / 3
+
+
+def test_vectors_are_counted_beside_text_in_steps_that_logits_allow() -> None:
+    assert [embedding_step(size) for size in (1, 32_000, 49_152, 151_936, 262_144, 10**7)] == [
+        128,
+        128,
+        128,
+        32,
+        32,
+        32,
+    ]
+    cache = 4 * 2 * (16 + 16) * 2
+    small, large = estimate(SMALL, 8192, 4), estimate(replace(SMALL, vocab_size=262_144), 8192, 4)
+    logits = 2 * 4 * 128 * SMALL.vocab_size  # in the graph, and in what is handed out
+    assert 2048 * cache + logits < small.vectors < 2048 * cache + logits + 2 * MIB
+    assert large.vectors < 2 * small.vectors + 64 * MIB, "however large the vocabulary"
+    assert estimate(SMALL, 512, 4).vectors < small.vectors
+    assert small.total == small.weights + small.kv + small.compute + small.process + small.vectors
+
+
+def test_a_model_of_vectors_alone_takes_nothing_for_text() -> None:
+    bert = replace(SMALL, architecture="bert", embedding=True, pooling="mean")
+    found = estimate(bert, 2048, 4)
+    assert (found.kv, found.compute) == (0, 0)
+    assert reads_whole(bert)
+    assert not reads_whole(replace(bert, pooling="last"))
+    assert not reads_whole(SMALL)
+    headed = estimate(replace(bert, architecture="llama"), 2048, 4)
+    assert headed.vectors - found.vectors > 4 * 2048 * SMALL.vocab_size
+    wished = plan(bert, 10**12, Wish(2048, 8))
+    assert isinstance(wished, Plan)
+    assert (wished.context, wished.cells, wished.slots, wished.why) == (2048, 2048, 8, "")
+    short = plan(bert, wished.estimate.total - 1, Wish(2048, 8))
+    assert isinstance(short, Plan)
+    assert (short.slots, short.batch) == (8, 512)
+    assert short.context < 2048
 
 
 SIZES = st.integers(64, 32_768)
