@@ -20,6 +20,7 @@ from agent.http.open_requests import OpenRequests
 from agent.http.server import serve
 from agent.jobs.active import ActiveJobs
 from agent.jobs.lend import Lender
+from agent.jobs.once import Once
 from agent.jobs.run import JobRunner
 from agent.joining import Joining, find_token
 from agent.links import keep_links
@@ -115,7 +116,7 @@ async def _main(config: Config, identity: Identity) -> None:
     view.on_link_up, view.on_link_down = gossiping.link_up, gossiping.link_down
     view.before_asking = gossiping.hear_from_others
     router.add(METHOD_INFER, SCOPE_INFER, gossiping.serve_when_fresh(SCOPE_INFER, lender.handle))
-    runner = JobRunner(view, pool.generate, active, config.timeouts)
+    jobs = Once(JobRunner(view, pool.generate, active, config.timeouts).run)
 
     own_facts = OwnFacts(config, membership, addrs=node.addrs, models=pool.models, learnt=gossiping.learnt)
     view.on_own_change = own_facts.note_change
@@ -159,7 +160,7 @@ async def _main(config: Config, identity: Identity) -> None:
         node=node,
         pool=pool,
         active=active,
-        runner=runner,
+        jobs=jobs,
         gate=gate,
         router=router,
         membership=membership,
@@ -171,6 +172,7 @@ async def _main(config: Config, identity: Identity) -> None:
             await nursery.start(pool.run)
             await nursery.start(node.run)
             nursery.start_soon(view.run)
+            await nursery.start(jobs.serve)
             nursery.start_soon(own_facts.run)
             nursery.start_soon(materialised.run)
             nursery.start_soon(keep_links, membership, node)

@@ -140,6 +140,12 @@ class OtherFleetError(AgentError):
     code = "other_fleet"
 
 
+class IdempotencyError(AgentError):
+    """An Idempotency-Key was sent before with another request."""
+
+    code = "idempotency_conflict"
+
+
 class ContextLengthError(AgentError):
     """The prompt does not fit: `details` has `prompt_tokens` and `context_tokens`."""
 
@@ -167,6 +173,7 @@ HTTP_STATUS: Final[Mapping[str, int]] = {
     "request_timeout": 408,
     "other_fleet": 409,
     "request_too_large": 413,
+    "idempotency_conflict": 422,
     "overloaded": 429,
     "head_too_large": 431,
     "internal": 500,

@@ -16,7 +16,7 @@ from agent.http.errors import NotFoundError
 from agent.http.services import Holder, ModelListing, Readiness
 from agent.jobs.active import ActiveJobs
 from agent.jobs.job import Emit, Job
-from agent.jobs.run import JobRunner
+from agent.jobs.once import Once
 from agent.joining import Joining
 from agent.membership import Membership
 from agent.observe.outcast import refusing_all
@@ -44,7 +44,7 @@ class AgentServices:
         node: Node,
         pool: EnginePool,
         active: ActiveJobs,
-        runner: JobRunner,
+        jobs: Once,
         gate: Gate,
         router: Router,
         membership: Membership,
@@ -56,7 +56,7 @@ class AgentServices:
         self._node = node
         self._pool = pool
         self._active = active
-        self._runner = runner
+        self._jobs = jobs
         self._gate = gate
         self._router = router
         self._warnings = warnings
@@ -65,8 +65,8 @@ class AgentServices:
         self._started_at = trio.current_time()
 
     async def run(self, job: Job, emit: Emit) -> None:
-        """Run a client's job; see JobRunner.run."""
-        await self._runner.run(job, emit)
+        """Run a client's job; see Once.run and JobRunner.run."""
+        await self._jobs.run(job, emit)
 
     def models(self) -> Sequence[ModelListing]:
         """Every model held here or by a connected peer, one entry a content hash, local holders first."""

@@ -15,6 +15,7 @@ from agent.http.embeddings_answer import VectorAnswer
 from agent.http.embeddings_schema import parse_embedding
 from agent.http.errors import internal, problem_of
 from agent.http.exchange import Exchange
+from agent.http.idempotency import keyed
 from agent.http.openai_answer import StreamAnswer, WholeAnswer
 from agent.http.openai_schema import Asked, parse_chat, parse_completion
 from agent.http.services import ModelListing, Services
@@ -90,6 +91,7 @@ class OpenAIApi:
     async def _run(self, asked: Job, exchange: Exchange, answer: WholeAnswer | StreamAnswer | VectorAnswer) -> None:
         """Run the job until its answer is complete, or the client has gone, which cancels it wherever it runs."""
         job = asked.request.job
+        asked = keyed(asked, exchange.header)
         async with trio.open_nursery() as nursery:
 
             async def watch() -> None:

@@ -11,6 +11,7 @@ def served_headers(served: Routed) -> list[tuple[str, str]]:
     cut = f"tokens={served.cut_tokens}; messages={served.cut_messages}"
     return [
         *([("x-shoal-truncated", cut)] if served.cut_tokens or served.cut_messages else []),
+        *([("x-shoal-repeats", header_text(served.repeats, 64))] if served.repeats else []),
         ("x-shoal-served-by", header_text(served.name, 128)),
         ("x-shoal-served-by-id", header_text(served.peer_id, 128)),
         ("x-shoal-model", header_text(served.model, 256)),

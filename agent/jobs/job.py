@@ -16,11 +16,17 @@ POLICIES: tuple[Policy, ...] = ("never", "prefer", "require")
 
 @dataclass(frozen=True)
 class Job:
-    """One request of a local client. `model_asked` is what the client wrote; `request.job` is the id in every log."""
+    """One request of a local client; `request.job` is the id in every log.
+
+    Jobs with the same `once` run once (see `agent.jobs.once`), as long as `fingerprint`, which says what is asked for,
+    is the same too. Both are empty for a job that has no such key.
+    """
 
     request: InferRequest
     policy: Policy = "prefer"
     on_interrupt: OnInterrupt = "error"
+    once: str = ""
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class Routed:
 
     `peer_id` and `name` are the box that serves; `route` is one line a candidate: `NAME=verdict`, in the order they
     were considered, the served one last. Of the chat `cut_messages` with `cut_tokens` were left out to make it fit.
+    `repeats` is the id of the job whose answer this is, where an earlier request with the same key has run it.
     """
 
     peer_id: str
@@ -40,6 +47,7 @@ class Routed:
     route: tuple[str, ...]
     cut_tokens: int = 0
     cut_messages: int = 0
+    repeats: str = ""
 
 
 @dataclass(frozen=True)

@@ -157,6 +157,29 @@ def test_b19_a_client_that_goes_away_stops_the_peer_within_a_second(pair: list[A
 
 
 @pytest.mark.model
+def test_a_repetition_with_the_same_key_gets_the_job_that_runs(pair: list[Agent]) -> None:
+    sensor, jetson = pair
+    key = {"Idempotency-Key": "a-receipt-of-today"}
+    with httpx.Client() as client:
+        with streaming(client, sensor, max_tokens=40, headers=key) as response:
+            stream = Stream(response)
+            assert stream.next_text()
+            job = response.headers["x-shoal-job"]
+            begun = stream.text
+        with streaming(client, sensor, max_tokens=40, headers=key) as response:
+            stream = Stream(response)
+            while stream.next_text():
+                pass
+            assert response.headers["x-shoal-repeats"] == job
+            assert stream.done
+            assert stream.text.startswith(begun)
+    whole = ask(sensor, max_tokens=41, headers=key)
+    assert (whole.status_code, whole.json()["error"]["code"]) == (422, "idempotency_conflict")
+    lent = [line for line in jetson.log().splitlines() if '"event": "job.lent"' in line and job in line]
+    assert len(lent) == 1
+
+
+@pytest.mark.model
 def test_b45_no_history_is_shared_between_requests(pair: list[Agent]) -> None:
     sensor, _ = pair
     first = ask(sensor).json()["choices"][0]["message"]["content"]
