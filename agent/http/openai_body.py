@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
@@ -13,9 +12,8 @@ from agent.errors import BadRequestError
 from agent.http.exchange import text_of
 from agent.jobs.job import POLICIES
 from agent.routing.decide import Policy
+from agent.trace import parse
 from fleet.net.messages import MAX_PROMPT_BYTES
-
-_TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class StrictModel(BaseModel):
@@ -89,8 +87,9 @@ def policy_of(header: Callable[[str], str | None]) -> Policy:
 
 
 def traceparent_of(header: str | None) -> str | None:
-    """A W3C traceparent as it came; None where there is none or it is malformed, which the standard says to ignore."""
-    return header if header is not None and _TRACEPARENT.fullmatch(header) else None
+    """A W3C traceparent; None where there is none or it is malformed, which the standard says to ignore."""
+    span = parse(header)
+    return None if span is None else str(span)
 
 
 def prompt_too_long(param: str) -> BadRequestError:
