@@ -9,6 +9,7 @@ import trio
 
 from agent.config import TimeoutsConfig
 from agent.errors import DeadlineError
+from agent.jobs import observation
 from fleet.net.messages import Delta, Embedded, Finished, Started
 
 EngineEvent = Started | Delta | Embedded | Finished
@@ -31,6 +32,7 @@ async def watched(timeouts: TimeoutsConfig, run: Callable[[EngineEmit], Awaitabl
 
         async def relay(event: EngineEvent) -> None:
             nonlocal phase, finished
+            observation.note(event, trio.current_time())
             waiting, phase = phase, "client_stalled"
             gap.deadline = trio.current_time() + timeouts.first_token
             await emit(event)
