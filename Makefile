@@ -1,7 +1,7 @@
 # Shoal's commands. `make` alone prints them.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test mutants lint types contracts check sim bench bench-engine soak fuzz clean distclean
+.PHONY: help demo test mutants lint types contracts check behaviours sim bench bench-engine soak fuzz clean distclean
 
 # Keep CPython the only thing chosen from outside: make PYTHON=python3.12 test
 export PYTHON
@@ -21,6 +21,10 @@ demo: ## install, then let a box without a model borrow one (ARGS=--json for a m
 test: ## every test that needs no Docker
 	@$(DEV)
 	$(BIN)/python -m pytest -m "not docker" -n auto --maxprocesses 4 --dist worksteal $(ARGS)
+
+behaviours: ## the tests of the promises in docs/behaviours.md, and how each stands
+	@$(DEV)
+	$(BIN)/python -m tests.behaviours $(ARGS)
 
 mutants: ## break one rule of the fleet document at a time: the tests must notice (ARGS=PART-OF-A-NAME)
 	@$(DEV)

@@ -1,6 +1,6 @@
 """Hundreds of jobs of every kind at once: each gets its end, and the engine is afterwards as it was before.
 
-SHOAL_SOAK is how many (100), SHOAL_SOAK_SEED what they are (1); `make soak` runs 2,000.
+SHOAL_SOAK is how many (60), SHOAL_SOAK_SEED what they are (1); `make soak` runs 2,000.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.harness import model_path, peer_id_of
 
 pytestmark = pytest.mark.model
 
-JOBS: Final = int(os.environ.get("SHOAL_SOAK", "100"))
+JOBS: Final = int(os.environ.get("SHOAL_SOAK", "60"))
 SEED: Final = int(os.environ.get("SHOAL_SOAK_SEED", "1"))
 AT_ONCE: Final = 24
 #: So long that this box is never refused, so short that a peer sometimes is.
