@@ -28,8 +28,10 @@ from agent.materialised import Materialised
 from agent.membership import Membership
 from agent.observe.facts import gather
 from agent.observe.floods import Floods
+from agent.observe.health import Health
 from agent.observe.warnings import Warning, evaluate
 from agent.own_facts import OwnFacts
+from agent.routing.chooser import Chooser, rules_of
 from agent.services import AgentServices
 from agent.version import VERSION
 from fleet.document.replica import Change
@@ -89,6 +91,7 @@ async def _main(config: Config, identity: Identity) -> None:
         name_of=membership.name_of,
         is_member=membership.is_member,
         draining=lambda: active.draining,
+        routing=config.routing,
     )
     pool = EnginePool(
         config.models,
@@ -111,12 +114,20 @@ async def _main(config: Config, identity: Identity) -> None:
     )
     view.pool, view.node = pool, node
     membership.alone = lambda: not any(membership.is_member(link.peer_id) for link in node.links())
-    lender = Lender(view, pool.generate, active, config.timeouts)
+    health = Health(
+        config.routing,
+        pids=lambda: [held.pid for held in pool.models() if held.pid is not None],
+        server_works=lambda: any(held.engine and held.running for held in pool.models()),
+        on_change=view.note_own_change,
+    )
+    view.condition = lambda: health.condition
+    chooser = Chooser(rules_of(config.routing))
+    lender = Lender(view, pool.generate, active, config.timeouts, lambda: view.only_borrows() or health.refusal())
     gossiping = Gossiping(membership, node, router)
     view.on_link_up, view.on_link_down = gossiping.link_up, gossiping.link_down
     view.before_asking = gossiping.hear_from_others
     router.add(METHOD_INFER, SCOPE_INFER, gossiping.serve_when_fresh(SCOPE_INFER, lender.handle))
-    jobs = Once(JobRunner(view, pool.generate, active, config.timeouts).run)
+    jobs = Once(JobRunner(view, pool.generate, active, config.timeouts, chooser).run)
 
     own_facts = OwnFacts(config, membership, addrs=node.addrs, models=pool.models, learnt=gossiping.learnt)
     view.on_own_change = own_facts.note_change
@@ -172,6 +183,7 @@ async def _main(config: Config, identity: Identity) -> None:
             await nursery.start(pool.run)
             await nursery.start(node.run)
             nursery.start_soon(view.run)
+            nursery.start_soon(health.run)
             await nursery.start(jobs.serve)
             nursery.start_soon(own_facts.run)
             nursery.start_soon(materialised.run)

@@ -117,6 +117,20 @@ class TimeoutsConfig(_Section):
     drain: Seconds = 20.0
 
 
+class RoutingConfig(_Section):
+    """Where jobs run. `threshold` and `borrow_only_below` are tokens per second that a model decodes.
+
+    A box that decodes below `threshold` asks faster ones first. One whose best model is below `borrow_only_below` runs
+    nothing for others. A box takes no jobs of others while more than `max_memory` of its memory is used, or others than
+    its own models use more than `max_cpu` of its CPU.
+    """
+
+    threshold: float = Field(default=10.0, ge=0, le=1e6, allow_inf_nan=False)
+    borrow_only_below: float = Field(default=3.0, ge=0, le=1e6, allow_inf_nan=False)
+    max_cpu: float = Field(default=0.9, gt=0, le=1, allow_inf_nan=False)
+    max_memory: float = Field(default=0.9, gt=0, le=1, allow_inf_nan=False)
+
+
 class LogConfig(_Section):
     """Where the agent's own logs go: standard error, human on a terminal, JSON otherwise (`auto`)."""
 
@@ -137,4 +151,5 @@ class Config(_Section):
     engine: EngineConfig = EngineConfig()
     engines: tuple[ExternalEngineConfig, ...] = Field(default=(), max_length=8)
     timeouts: TimeoutsConfig = TimeoutsConfig()
+    routing: RoutingConfig = RoutingConfig()
     log: LogConfig = LogConfig()

@@ -5,15 +5,18 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 
-import psutil
 import structlog
 import trio
 
+from agent.config import RoutingConfig
 from agent.engine.pool import EnginePool, HeldModel
 from agent.errors import ModelLoadError
 from agent.jobs.watch import EngineEmit
 from agent.routing.decide import LocalState, PeerState
+from agent.routing.pace import Pace, best_of, borrow_only
+from agent.routing.score import wellness
 from fleet.errors import FleetError, MessageError, RemoteError
 from fleet.gossip.presence import INTERVAL, PresenceTable
 from fleet.models.reference import matches
@@ -23,6 +26,7 @@ from fleet.net.messages import (
     NOTIFY_PRESENCE,
     Delta,
     Finished,
+    HealthPresence,
     Hello,
     InferRequest,
     ModelPresence,
@@ -36,8 +40,19 @@ log = structlog.get_logger("shoal.fleet")
 
 #: Changes that follow one another faster than this are sent as one presence (seconds).
 _COALESCE = 0.2
+#: What the address of a link has in it that goes through another box.
+_RELAY = "/p2p-circuit"
 #: Models that a presence has room for.
 _MAX_MODELS = 256
+
+
+@dataclass(frozen=True)
+class Condition:
+    """How this box is: fractions of its CPU and memory in use, and what else its sensors say."""
+
+    cpu: float = 0.0
+    memory: float = 0.0
+    health: HealthPresence = field(default_factory=HealthPresence)
 
 
 class FleetView:
@@ -51,6 +66,7 @@ class FleetView:
         name_of: Callable[[str], str],
         is_member: Callable[[str], bool],
         draining: Callable[[], bool],
+        routing: RoutingConfig | None = None,
     ) -> None:
         self.name = name
         self.refused: Counter[str] = Counter()
@@ -70,11 +86,18 @@ class FleetView:
         self.before_asking: Callable[[str], Awaitable[None]] = _at_once
         #: Told of every link that is over.
         self.on_link_down: Callable[[Link], None] = lambda link: None
+        #: Asked how this box is, and for what a peer has given to others, as a share of 1.
+        self.condition: Callable[[], Condition] = Condition
+        self.record_of: Callable[[str], float] = lambda peer_id: 0.0
         self._draining = draining
+        rules = routing or RoutingConfig()
+        self._floor = rules.borrow_only_below
+        self._pace = Pace(rules.threshold, rules.borrow_only_below)
+        #: Jobs that this box has at a peer now, by its PeerID and the model's hash.
+        self._asked: Counter[tuple[str, str]] = Counter()
         self._seq = 0
         self._changed = trio.Event()
         self._own_change = trio.Event()
-        self._cpu = 0.0
 
     @property
     def peer_id(self) -> str:
@@ -90,7 +113,10 @@ class FleetView:
     def local_state(self, model: str) -> LocalState:
         """This box's own holding of `model`."""
         held = self.pool.find(model)
-        return LocalState(self.peer_id, self.name, _model_presence(held) if held else None)
+        if held is None:
+            return LocalState(self.peer_id, self.name, None)
+        slow = self._pace.look(held.hash, held.decode_rate, trio.current_time())
+        return LocalState(self.peer_id, self.name, _model_presence(held), slow, wellness(self._own_load()))
 
     def local_problem(self, model: str) -> ModelLoadError | None:
         """Why this box cannot load a model that it is configured to hold."""
@@ -102,7 +128,7 @@ class FleetView:
         refusing = {n.peer_id for n in self.node.neighbours() if n.state == "refused"}
         states = []
         for peer_id, seen in self.presence.all().items():
-            link = self.node.link(peer_id)
+            link, held = self.node.link(peer_id), _find(seen.presence, model)
             states.append(
                 PeerState(
                     peer_id=peer_id,
@@ -110,9 +136,15 @@ class FleetView:
                     connected=link is not None,
                     age=now - seen.at,
                     draining=seen.presence.state == "draining",
-                    model=_find(seen.presence, model),
+                    model=held,
                     rtt=link.rtt if link else None,
                     refused=peer_id in refusing,
+                    relayed=link is not None and _RELAY in link.remote_addr,
+                    best_rate=best_of(one.decode_rate for one in seen.presence.models),
+                    asked=self._asked[peer_id, held.hash] if held else 0,
+                    health=wellness(seen.presence),
+                    record=self.record_of(peer_id),
+                    refusing=seen.presence.health.refuses if seen.presence.health else "",
                 )
             )
         known = {state.peer_id for state in states}
@@ -172,6 +204,7 @@ class FleetView:
 
         tokens = 0
         finished = False
+        held = self._held_by(peer_id, request.model)
 
         async def on_event(body: object) -> None:
             nonlocal tokens, finished
@@ -188,6 +221,7 @@ class FleetView:
 
         sent = request.model_copy(update={"route": (self.peer_id,)})
         failed = False
+        self._asked[peer_id, held] += 1
         try:
             await link.call(METHOD_INFER, sent.model_dump(mode="json", exclude_none=True), on_event)
             failed = not finished
@@ -195,6 +229,9 @@ class FleetView:
             failed = True
             raise
         finally:
+            self._asked[peer_id, held] -= 1
+            if not self._asked[peer_id, held]:
+                del self._asked[peer_id, held]
             self.on_used(peer_id, tokens, failed)
 
     def name_of(self, peer_id: str) -> str:
@@ -202,19 +239,37 @@ class FleetView:
         seen = self.presence.last(peer_id)
         return (seen.presence.name if seen else "") or self._documented_name(peer_id) or f"…{peer_id[-8:]}"
 
+    def _held_by(self, peer_id: str, model: str) -> str:
+        """The hash of what a peer holds by this name or hash; the text itself where it does not say."""
+        seen = self.presence.last(peer_id)
+        held = _find(seen.presence, model) if seen else None
+        return held.hash if held else model
+
+    def only_borrows(self) -> str | None:
+        """Why this box runs nothing for others, whatever its load; None where it may."""
+        best = best_of(held.decode_rate for held in self.pool.models() if held.hash and held.lend)
+        if best is None or not borrow_only(best, self._floor):
+            return None
+        return f"only borrows, {best:.3g} tok/s at best"
+
     # --- presence --------------------------------------------------------------------------------------------------
 
     def own_presence(self) -> Presence:
         """This box's presence as it stands, with the next sequence number."""
         self._seq += 1
+        lent = (_model_presence(held) for held in self.pool.models() if held.hash and held.lend)
+        return self._own_load().model_copy(update={"seq": self._seq, "models": tuple(lent)[:_MAX_MODELS]})
+
+    def _own_load(self) -> Presence:
+        condition = self.condition()
         return Presence(
             seq=self._seq,
             name=self.name,
             version=self._version,
             state="draining" if self._draining() else "serving",
-            models=tuple(_model_presence(held) for held in self.pool.models() if held.hash and held.lend)[:_MAX_MODELS],
-            cpu=self._cpu,
-            memory=min(1.0, psutil.virtual_memory().percent / 100),
+            cpu=condition.cpu,
+            memory=condition.memory,
+            health=condition.health,
         )
 
     def hello(self) -> Hello:
@@ -236,13 +291,11 @@ class FleetView:
 
     async def run(self) -> None:
         """Send presence to every neighbour each 10 s and soon after each change, until cancelled."""
-        psutil.cpu_percent(interval=None)
         while True:
             with trio.move_on_after(INTERVAL):
                 await self._own_change.wait()
                 await trio.sleep(_COALESCE)
             self._own_change = trio.Event()
-            self._cpu = min(1.0, psutil.cpu_percent(interval=None) / 100)
             if self.node.links():
                 self.node.broadcast(NOTIFY_PRESENCE, self.own_presence().model_dump(mode="json"))
 
@@ -284,7 +337,15 @@ def _model_presence(held: HeldModel) -> ModelPresence:
         running=held.running,
         queued=held.queued,
         slots=held.slots,
+        free_cells=_free_cells(held),
     )
+
+
+def _free_cells(held: HeldModel) -> int | None:
+    """About how many tokens more its cache has room for; which of them a job really has only its process knows."""
+    if not held.cells:
+        return None
+    return held.cells * max(0, held.slots - held.running) // held.slots
 
 
 async def _at_once(peer_id: str) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Final
 
 import structlog
 import trio
 
 from agent.config import TimeoutsConfig
-from agent.errors import AgentError, ContextLengthError, EngineError
+from agent.errors import AgentError, ContextLengthError, EngineError, OverloadedError
 from agent.jobs.active import ActiveJobs
 from agent.jobs.neighbourhood import Generate, Neighbourhood
 from agent.jobs.watch import EngineEvent, watched
@@ -17,19 +18,28 @@ from fleet.errors import MessageError, PeerUnreachableError, RemoteError
 from fleet.net.messages import Delta, InferRequest, parse
 from fleet.net.rpc import IncomingCall
 
+#: Seconds after which a peer that was refused for the state of this box may ask again: CPU and memory pass quickly.
+RETRY_AFTER: Final = 10
+
 log = structlog.get_logger("shoal.jobs")
 
 
 class Lender:
-    """Handles the `infer` method of peers."""
+    """Handles the `infer` method of peers. `refusal` says why this box takes no jobs of others now, None if it does."""
 
     def __init__(
-        self, neighbourhood: Neighbourhood, generate: Generate, active: ActiveJobs, timeouts: TimeoutsConfig
+        self,
+        neighbourhood: Neighbourhood,
+        generate: Generate,
+        active: ActiveJobs,
+        timeouts: TimeoutsConfig,
+        refusal: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._fleet = neighbourhood
         self._generate = generate
         self._active = active
         self._timeouts = timeouts
+        self._refusal = refusal
 
     async def handle(self, call: IncomingCall) -> Mapping[str, object]:
         """Run one job of a peer and stream its events back.
@@ -60,6 +70,9 @@ class Lender:
                 if held is None:
                     outcome = "model_not_held"
                     raise RemoteError("model_not_held", f"this box does not hold {request.model!r}", retryable=True)
+                refusal = self._refusal()
+                if refusal is not None:
+                    raise OverloadedError(f"this box takes no jobs of others now: {refusal}", retry_after=RETRY_AFTER)
                 log.info("job.lent", peer=call.peer_id, model=held.name)
                 await watched(self._timeouts, lambda send: self._generate(held.hash, request, send), relay)
                 outcome = "ok"

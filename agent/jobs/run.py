@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -29,9 +30,10 @@ from agent.jobs.neighbourhood import Generate, Neighbourhood
 from agent.jobs.vectors import VectorCheck
 from agent.jobs.watch import EngineEmit, EngineEvent, watched
 from agent.log import bound_job
-from agent.routing.decide import Decision, Verdict, decide
+from agent.routing.chooser import Chooser
+from agent.routing.decide import Decision, Verdict
+from agent.routing.explain import short_route
 from fleet.errors import FleetError
-from fleet.gossip.presence import MAX_AGE
 from fleet.net.messages import Delta, Embedded, Finished, InferRequest, ModelPresence, Started
 
 #: A job is tried on one box and, if that fails before its first token, on at most two others.
@@ -56,12 +58,18 @@ class JobRunner:
     """Runs the jobs of local clients."""
 
     def __init__(
-        self, neighbourhood: Neighbourhood, generate: Generate, active: ActiveJobs, timeouts: TimeoutsConfig
+        self,
+        neighbourhood: Neighbourhood,
+        generate: Generate,
+        active: ActiveJobs,
+        timeouts: TimeoutsConfig,
+        chooser: Chooser | None = None,
     ) -> None:
         self._fleet = neighbourhood
         self._generate = generate
         self._active = active
         self._timeouts = timeouts
+        self._chooser = chooser or Chooser()
 
     async def run(self, job: Job, emit: Emit) -> None:
         """Run a job to its end, awaiting `emit` with Routed, Delta… or Embedded…, Finished (see `agent.jobs.job`).
@@ -105,6 +113,7 @@ class JobRunner:
             verdict = next(v for v in decision.verdicts if v.peer_id == target)
             failed = await self._attempt(job, target, verdict, emit, progress)
             if failed is None:
+                self._chooser.note_served(job.request, target)
                 return
             log.warning("job.attempt_failed", box=verdict.name, reason=failed.reason, tokens=progress.tokens)
             progress.failures[target] = failed
@@ -226,7 +235,6 @@ class JobRunner:
     async def _announce(self, target: str, verdict: Verdict, started: Started, emit: Emit, progress: _Progress) -> None:
         """Tell the client who serves, with the first token: until then another box could still take over."""
         before = progress.routed
-        route = [f"{v.name}={v.reason}" for v in progress.verdicts if v.peer_id != target]
         routed = Routed(
             peer_id=target,
             name=verdict.name,
@@ -234,7 +242,7 @@ class JobRunner:
             model=started.model,
             model_hash=started.hash,
             prompt_tokens=started.prompt_tokens,
-            route=(*route, f"{verdict.name}=served"),
+            route=short_route(progress.verdicts, target),
             cut_tokens=started.cut_tokens,
             cut_messages=started.cut_messages,
         )
@@ -257,11 +265,13 @@ class JobRunner:
                     await self._fleet.wait_change()
                     decision = self._decide_now(job, progress)
         progress.verdicts = list(decision.verdicts)
+        self._chooser.note(job.request, job.policy, decision, time.time())
         return decision
 
     def _decide_now(self, job: Job, progress: _Progress) -> Decision:
-        model = job.request.model
-        decision = decide(job.policy, self._fleet.local_state(model), self._fleet.peer_states(model), max_age=MAX_AGE)
+        model, failed_here = job.request.model, self._fleet.peer_id in progress.failures
+        local, peers = self._fleet.local_state(model), self._fleet.peer_states(model)
+        decision = self._chooser.decide(job.request, job.policy, local, peers, failed_here=failed_here)
         if not progress.failures:
             return decision
         return _without_failed(job, decision, progress, self._fleet)
@@ -358,10 +368,7 @@ def _continued(request: InferRequest, progress: _Progress) -> InferRequest:
 
 
 def _without_failed(job: Job, decision: Decision, progress: _Progress, fleet: Neighbourhood) -> Decision:
-    """The decision with boxes that failed this job taken out; a failed local box opens the way to peers."""
-    if fleet.peer_id in progress.failures and job.policy == "prefer":
-        model = job.request.model
-        decision = decide("require", fleet.local_state(model), fleet.peer_states(model), max_age=MAX_AGE)
+    """The decision with boxes that failed this job taken out."""
     needed = max((f.needs_context or 0 for f in progress.failures.values()), default=0)
     held = {peer.peer_id: peer.model for peer in fleet.peer_states(job.request.model)}
 

@@ -3,12 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Final, Literal
 
+from agent.routing.pace import borrow_only, is_slow
+from agent.routing.score import Numbers, finish, numbers_of, preference
 from fleet.net.messages import ModelPresence
 
 Policy = Literal["never", "prefer", "require"]
+
+#: What is said of a box that could be asked but is not among those that are.
+_NOT_NEEDED: Final = "not needed"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """When a box is good enough. Rates in tokens per second; `max_age` in seconds since a peer last spoke."""
+
+    threshold: float = 10.0
+    borrow_only_below: float = 3.0
+    max_age: float = 90.0
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is to be decided: the policy, about how many tokens the prompt and the answer have, and the PeerID of the
+    box that had the conversation last (None where there is none).
+    """
+
+    policy: Policy = "prefer"
+    tokens: int = 0
+    remembered_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -16,7 +41,9 @@ class PeerState:
     """A peer as this box knows it. `age` is seconds since its last presence, `rtt` seconds or None before a ping.
 
     `model` is its holding of the model asked for, None when it does not hold it or (not `heard`) has never said.
-    `refused`: it turned this box's key away at the last attempt to connect.
+    `refused`: it turned this box's key away at the last attempt to connect. `best_rate` is the best of all its models,
+    `asked` how many jobs this box has there now; `health` and `record` are 0..1 (see `agent.routing.score`).
+    `refusing` says why it takes no jobs now, by its own word.
     """
 
     peer_id: str
@@ -28,6 +55,12 @@ class PeerState:
     rtt: float | None = None
     heard: bool = True
     refused: bool = False
+    relayed: bool = False
+    best_rate: float | None = None
+    asked: int = 0
+    health: float = 1.0
+    record: float = 0.0
+    refusing: str = ""
 
     @property
     def may_hold(self) -> bool:
@@ -37,22 +70,28 @@ class PeerState:
 
 @dataclass(frozen=True)
 class LocalState:
-    """This box's own holding of the model asked for; `model` is None when it does not hold it."""
+    """This box's own holding of the model asked for; `model` is None when it does not hold it.
+
+    `slow` is what `agent.routing.pace` makes of its rate, None to go by the threshold alone.
+    """
 
     peer_id: str
     name: str
     model: ModelPresence | None
+    slow: bool | None = None
+    health: float = 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Verdict:
-    """What was decided about one box, and why, in words that fit a header."""
+    """What was decided about one box, and why, in words that fit a header. `numbers` where it holds the model."""
 
     peer_id: str
     name: str
     accepted: bool
     reason: str
     decode_rate: float | None = None
+    numbers: Numbers | None = None
 
     def __str__(self) -> str:
         return f"{self.name}={self.reason}"
@@ -70,62 +109,142 @@ class Decision:
     refusal: Literal["", "no_local_model", "no_capable_peer"] = ""
 
 
-def judge_peer(peer: PeerState, max_age: float) -> Verdict:
-    """Whether a peer can be asked at all."""
-    rate = peer.model.decode_rate if peer.model else None
-    if peer.refused and not peer.connected:
-        return Verdict(peer.peer_id, peer.name, False, "refuses this box's key", rate)
-    if not peer.connected:
-        return Verdict(peer.peer_id, peer.name, False, "not connected", rate)
-    if peer.age > max_age:
-        return Verdict(peer.peer_id, peer.name, False, f"silent for {peer.age:.0f} s", rate)
-    if peer.draining:
-        return Verdict(peer.peer_id, peer.name, False, "shutting down", rate)
-    if peer.model is None:
-        return Verdict(peer.peer_id, peer.name, False, "does not hold the model")
-    if peer.model.state == "failed":
-        return Verdict(peer.peer_id, peer.name, False, "cannot load the model", rate)
-    return Verdict(peer.peer_id, peer.name, True, "candidate", rate)
-
-
-def decide(policy: Policy, local: LocalState, peers: Sequence[PeerState], *, max_age: float) -> Decision:
+def decide(ask: Ask, local: LocalState, peers: Sequence[PeerState], rules: Rules) -> Decision:
     """Choose the boxes for a job.
 
-    A box that holds the model runs it itself unless the policy is `require`; otherwise peers are asked in this order:
-    model already loaded, then measured decode rate, then shortest queue, then round trip. `never` opens no peer.
+    - `never`: here, or nowhere. No peer is looked at.
+    - `require`: peers that decode at the threshold or faster. One that has not been measured may do so: it is asked
+      after those that have.
+    - `prefer` without the model here: any peer that has it.
+    - `prefer` with the model here: here, as long as this box decodes at the threshold or faster and has a free slot.
+      Below the threshold, peers that are faster are asked first; with its slots taken, peers at the threshold or
+      above; of either, those alone that would be done before this box. This box follows them, then the rest of them.
+
+    A rate that has not been measured: this box then runs the job itself, which measures it, and so does a fleet where
+    nobody has measured anything. A peer is not taken to be faster than this box, or to be at the threshold, before it
+    has been measured; where this box cannot run the job it is asked, after those that are equal but known.
+
+    A box whose best rate is below `borrow_only_below` is asked by nobody; it still serves itself.
     """
-    here_ok = local.model is not None and local.model.state != "failed"
-    here = _judge_local(policy, local, here_ok)
-    if here_ok and policy != "require":
-        return Decision((local.peer_id,), (here,))
-    if policy == "never":
+    here = _judge_local(ask.policy, local)
+    if ask.policy == "never":
+        if here.accepted:
+            return Decision((local.peer_id,), (here,))
         return Decision((), (here,), "no_local_model")
-    verdicts = {peer.peer_id: judge_peer(peer, max_age) for peer in peers}
-    able = sorted((p for p in peers if verdicts[p.peer_id].accepted), key=_preference)
-    order = tuple(peer.peer_id for peer in able)
-    refusal: Literal["", "no_capable_peer"] = "" if order else "no_capable_peer"
-    return Decision(order, (here, *verdicts.values()), refusal)
+    verdicts = [_judge_peer(ask, peer, rules) for peer in sorted(peers, key=lambda p: (p.name, p.peer_id))]
+    own = here.numbers if here.accepted else None
+    if own is None:
+        able = [v for v in verdicts if v.accepted]
+        if ask.policy == "require":
+            verdicts = [_fast_enough(v, rules.threshold) for v in verdicts]
+            able = [v for v in verdicts if v.accepted]
+            order = sorted(able, key=lambda v: (v.decode_rate is None, _preference(v)))
+        else:
+            order = sorted(able, key=_preference)
+        return Decision(_ids(order), (here, *verdicts), "" if order else "no_capable_peer")
+    slow = is_slow(here.decode_rate, rules.threshold, False) if local.slow is None else local.slow
+    if not slow and own.jobs < own.slots:
+        return Decision((local.peer_id,), (here, *(_left_out(v, _NOT_NEEDED) for v in verdicts)))
+    verdicts = [_better(v, here.decode_rate if slow else None, rules.threshold) for v in verdicts]
+    able = sorted((v for v in verdicts if v.accepted), key=_preference)
+    sooner = [v for v in able if not _known(v).refusing and finish(_known(v)) < finish(own)]
+    later = [v for v in able if v not in sooner]
+    why = _rate(here.decode_rate) if slow else f"{own.jobs} jobs on {own.slots} slots"
+    here = replace(here, reason=f"holds the model, {why}")
+    return Decision(_ids([*sooner, here, *later]), (here, *verdicts))
 
 
-def _judge_local(policy: Policy, local: LocalState, here_ok: bool) -> Verdict:
-    rate = local.model.decode_rate if local.model else None
-    if local.model is None:
-        return Verdict(local.peer_id, local.name, False, "does not hold the model")
-    if not here_ok:
-        return Verdict(local.peer_id, local.name, False, "cannot load the model", rate)
-    if policy == "require":
-        return Verdict(local.peer_id, local.name, False, "offload is required", rate)
-    return Verdict(local.peer_id, local.name, True, "holds the model", rate)
-
-
-def _preference(peer: PeerState) -> tuple[bool, float, int, float, str]:
-    model = peer.model
+def _judge_local(policy: Policy, local: LocalState) -> Verdict:
+    model = local.model
     if model is None:
+        return Verdict(local.peer_id, local.name, False, "does not hold the model")
+    numbers = numbers_of(model, health=local.health, rtt=0.0, record=1.0, remote=False)
+    found = Verdict(local.peer_id, local.name, False, "cannot load the model", model.decode_rate, numbers)
+    if model.state == "failed":
+        return found
+    if policy == "require":
+        return replace(found, reason="offload is required")
+    return replace(found, accepted=True, reason="holds the model")
+
+
+def _judge_peer(ask: Ask, peer: PeerState, rules: Rules) -> Verdict:
+    """Whether a peer can be asked at all."""
+    model = peer.model
+    numbers = None
+    if model is not None:
+        numbers = numbers_of(
+            model,
+            tokens=ask.tokens,
+            asked=peer.asked,
+            health=peer.health,
+            record=peer.record,
+            rtt=peer.rtt,
+            relayed=peer.relayed,
+            remembers=peer.peer_id == ask.remembered_by,
+            refusing=bool(peer.refusing),
+        )
+    verdict = Verdict(peer.peer_id, peer.name, False, "", model.decode_rate if model else None, numbers)
+    reason = _obstacle(peer, rules)
+    if reason:
+        return replace(verdict, reason=reason)
+    return replace(verdict, accepted=True, reason=f"busy: {peer.refusing}" if peer.refusing else "candidate")
+
+
+def _obstacle(peer: PeerState, rules: Rules) -> str:
+    """Why a peer cannot be asked; empty if it can."""
+    if not peer.connected:
+        return "refuses this box's key" if peer.refused else "not connected"
+    if not peer.age <= rules.max_age:
+        return f"silent for {peer.age:.0f} s"
+    if peer.draining:
+        return "shutting down"
+    if peer.model is None:
+        return "does not hold the model"
+    if peer.model.state == "failed":
+        return "cannot load the model"
+    if borrow_only(peer.best_rate, rules.borrow_only_below):
+        return f"only borrows, {_rate(peer.best_rate)} at best"
+    return ""
+
+
+def _fast_enough(verdict: Verdict, threshold: float) -> Verdict:
+    """For `require`: a peer below the threshold is none."""
+    if not verdict.accepted or verdict.decode_rate is None or verdict.decode_rate >= threshold:
+        return verdict
+    return _left_out(verdict, f"{_rate(verdict.decode_rate)}, below {threshold:g}")
+
+
+def _better(verdict: Verdict, own: float | None, threshold: float) -> Verdict:
+    """For a box that could run the job itself at its `own` rate (None: at the threshold or faster, or not known)."""
+    rate = verdict.decode_rate
+    if not verdict.accepted:
+        return verdict
+    if rate is None:
+        return _left_out(verdict, "not measured yet")
+    if own is not None and rate <= own:
+        return _left_out(verdict, f"{_rate(rate)}, no faster than here")
+    if own is None and rate < threshold:
+        return _left_out(verdict, f"{_rate(rate)}, below {threshold:g}")
+    return verdict
+
+
+def _left_out(verdict: Verdict, reason: str) -> Verdict:
+    return replace(verdict, accepted=False, reason=reason) if verdict.accepted else verdict
+
+
+def _preference(verdict: Verdict) -> tuple[int | float | bool | str, ...]:
+    return preference(_known(verdict), verdict.peer_id)
+
+
+def _known(verdict: Verdict) -> Numbers:
+    if verdict.numbers is None:
         raise ValueError("only holders are ordered")
-    return (
-        model.state != "loaded",
-        -(model.decode_rate or 0.0),
-        model.queued + model.running,
-        peer.rtt if peer.rtt is not None else float("inf"),
-        peer.peer_id,
-    )
+    return verdict.numbers
+
+
+def _ids(verdicts: Sequence[Verdict]) -> tuple[str, ...]:
+    return tuple(verdict.peer_id for verdict in verdicts)
+
+
+def _rate(rate: float | None) -> str:
+    return "not measured" if rate is None else f"{rate:.3g} tok/s"

@@ -59,7 +59,10 @@ class Hello(_Wire):
 
 
 class ModelPresence(_Wire):
-    """One model a box holds. Rates are tokens per second, None until measured; `queued` counts waiting jobs."""
+    """One model a box holds. Rates are tokens per second, None until measured; `queued` counts waiting jobs.
+
+    `free_cells` is how many tokens its cache has room for now, None where the box cannot tell.
+    """
 
     hash: ModelHash
     name: ModelName
@@ -70,6 +73,25 @@ class ModelPresence(_Wire):
     running: int = Field(default=0, ge=0, le=1 << 20)
     queued: int = Field(default=0, ge=0, le=1 << 20)
     slots: int = Field(default=1, ge=1, le=1 << 16)
+    free_cells: int | None = Field(default=None, ge=0, le=1 << 40)
+
+
+class HealthPresence(_Wire):
+    """How a box is beside its work, as far as it can tell; None is what it does not know.
+
+    `cpu_other` is the fraction of its CPU that others than its models use, `load` the load average for each core,
+    `temperature` in degrees Celsius and `heat` what its sensors' own limits say of it, `battery` a fraction, `mains`
+    whether it has power, `throttled` whether its clock is held down. `refuses` says why it takes no jobs of others now.
+    """
+
+    cpu_other: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    load: float | None = Field(default=None, ge=0, le=1e4, allow_inf_nan=False)
+    temperature: float | None = Field(default=None, ge=-100, le=300, allow_inf_nan=False)
+    heat: Literal["", "high", "critical"] = ""
+    battery: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    mains: bool | None = None
+    throttled: bool | None = None
+    refuses: str = Field(default="", max_length=64)
 
 
 class Presence(_Wire):
@@ -86,6 +108,7 @@ class Presence(_Wire):
     models: Annotated[tuple[ModelPresence, ...], FailFast()] = Field(default=(), max_length=256)
     cpu: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
     memory: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
+    health: HealthPresence | None = None
 
 
 FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
