@@ -126,6 +126,17 @@ class Batcher:
         self._take_in(slices, where, (decoded - built) * 1000)
         self._sample_time += time.perf_counter() - decoded
 
+    def spare(self, cells: int) -> int | None:
+        """The number of an empty sequence with so many cells free beside it, for what the batcher does not know of.
+
+        It is to be empty again before the next step. None while there is anything to do.
+        """
+        if self.busy:
+            return None
+        while (not self._numbers or self._ledger.free < cells) and (oldest := self._shelf.oldest()):
+            self._give_up(oldest)
+        return self._numbers[0] if self._numbers and self._ledger.free >= cells else None
+
     def save_one(self) -> bool:
         """Put one conversation that has gone on on disk; False where there is none. For when there is nothing to do."""
         for kept in self._shelf.all():

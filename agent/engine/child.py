@@ -13,18 +13,7 @@ from typing import Final
 
 import trio
 
-from agent.engine.protocol import (
-    Begun,
-    Done,
-    Failed,
-    FrameBuffer,
-    Loaded,
-    ProtocolError,
-    Statistics,
-    Step,
-    Up,
-    Vectors,
-)
+from agent.engine.protocol import FrameBuffer, ProtocolError, Up
 
 _STDERR_KEPT: Final = 4096
 _LAST_WORDS: Final = 0.2
@@ -163,7 +152,7 @@ class Child:
                 return
             try:
                 for message in frames.feed(data):
-                    if not isinstance(message, Loaded | Begun | Step | Vectors | Done | Failed | Statistics):
+                    if not isinstance(message, Up):
                         raise ProtocolError(f"it sent a {type(message).__name__}")
                     on_message(message)
             except ProtocolError as error:

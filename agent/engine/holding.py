@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import os
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
@@ -14,16 +14,20 @@ import structlog
 import trio
 
 from agent.config import EngineConfig, ModelConfig
-from agent.engine.box_memory import oom_kills
 from agent.engine.child import Child
+from agent.engine.death import Death, judge
 from agent.engine.identify import HashCache, Identity, identify, stamp_of
 from agent.engine.job import QueuedJob
-from agent.engine.memory import Plan, Wish, reads_whole, size_of
-from agent.engine.protocol import Begun, Done, Failed, Load, Loaded, Statistics, Step, Up, Vectors, encode
+from agent.engine.launch import load_message, setup_of
+from agent.engine.loading import Loading
+from agent.engine.memory import Plan, Wish, size_of
+from agent.engine.probing import FiguresFile, Quiet, Round, engine_version
+from agent.engine.protocol import Begun, Done, Failed, Loaded, Probe, Probed, Statistics, Stats, Step, Up, Vectors
 from agent.engine.quarantine import COOL_DOWN, CRASHES, Quarantine
 from agent.engine.questions import Questions
 from agent.engine.rates import MovingRate
 from agent.engine.room import NoRoomError, Room
+from agent.engine.speed import Speed
 from agent.engine.workload import Workload
 from agent.errors import DrainingError, EngineError, ModelLoadError, NoLocalModelError, OverloadedError
 from fleet.models.reference import canonical_name
@@ -59,6 +63,8 @@ class Holding:
         room: Room,
         quarantine: Quarantine,
         sessions: Path,
+        figures: FiguresFile,
+        quiet: Quiet,
     ) -> None:
         self.path: Path = model.path
         self.name = canonical_name(model.name or model.path.name)
@@ -69,7 +75,7 @@ class Holding:
         self.plan: Plan | None = None
         self.identified = trio.Event()
         self.pid: int | None = None
-        self._child: Child | None = None
+        self._loading: Loading | None = None
         self._model = model
         self._config = config
         self._room = room
@@ -78,9 +84,8 @@ class Holding:
         self._questions = Questions()
         #: Whether it is loaded only when a job comes; so is one that had to leave, or found no room when it started.
         self._on_demand = not config.preload
-        self._scope: trio.CancelScope | None = None
-        self._leaving = False
-        self._changed = False
+        #: Name and version of what runs it.
+        self.engine_version = engine_version()
         #: Bytes the next child may take at most, after the kernel killed one for want of memory.
         self._most: int | None = None
         self._remedy = ""
@@ -89,10 +94,10 @@ class Holding:
         self._on_change = on_change
         self._slots = model.slots or config.slots
         self._jobs = Workload(self.name, slots=self._slots, max_queue=config.max_queue, on_change=self._note_load)
+        self._speed = Speed(self._jobs, figures, quiet, engine=self.engine_version, setup=setup_of(config))
         self._wanted = trio.Event()
         self._crashes = 0
         self._retry_at = math.inf
-        self._load_error = ""
         self._stopped = False
 
     @property
@@ -128,7 +133,12 @@ class Holding:
     @property
     def idle(self) -> bool:
         """Whether it is loaded and has no work, neither running nor waiting."""
-        return self.state == "loaded" and not self._leaving and not self.running and not self.queued
+        return self.state == "loaded" and not self.busy
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has work, running or waiting."""
+        return bool(self.running or self.queued)
 
     @property
     def context_tokens(self) -> int:
@@ -171,11 +181,11 @@ class Holding:
 
     def leave(self) -> None:
         """Unload, for another model; to be asked of an idle one only. It is loaded again when a job comes."""
-        if self._scope is not None:
-            self._leaving = self._on_demand = True
+        if self._loading is not None:
+            self._on_demand = True
             self._jobs.detach()
             self._set_state("idle")
-            self._scope.cancel()
+            self._loading.leave()
 
     def retry(self) -> None:
         """Load it again as soon as it is wanted, whatever kept it from being loaded; nothing unless it is failed."""
@@ -227,6 +237,7 @@ class Holding:
             self._jobs.forget_rates()
             reason = f"{self.path} now holds another model; ask for it by its name or new hash"
             self._jobs.end(ModelLoadError(reason), waiting=True)
+        self._speed.remember(self.identity.hash)
         self.identified.set()
 
     async def _file_change(self) -> None:
@@ -292,89 +303,77 @@ class Holding:
         log.warning("engine.no_room", model=self.name, reason=error.reason, jobs=jobs, **error.details)
 
     async def _run_child(self, plan: Plan) -> None:
-        """Run one child from its start to its death, and say what that means for the model."""
-        self._load_error, self._retry_at = "", math.inf
-        self._leaving = self._changed = False
-        kills = oom_kills()
+        """Run one child from its start to its death, and do what that means for the model."""
+        self._retry_at = math.inf
+        facts, stamp = self.identity.facts, self.identity.stamp
+        assert facts is not None
+        sessions = self._sessions / self.identity.hash.removeprefix("sha256:")
         try:
-            child = Child()
+            loading = Loading(
+                self.name,
+                load_message(self.path, facts, plan, self._config, sessions),
+                limit=self._config.load_timeout,
+                unchanged=lambda: stamp_of(self.path) == stamp,
+            )
         except OSError as error:
             reason = f"no process could be started for it: {error.strerror}"
             self._fail(reason, remedy="free memory", retry_at=trio.current_time() + LOAD_AGAIN)
             return
-        self._child, self.pid, self.plan = child, child.pid, plan
-        child.post(encode(self._load_message(plan)))
+        child = loading.child
+        self._loading, self.pid, self.plan = loading, child.pid, plan
         log.info(
             "engine.loading", model=self.name, pid=child.pid, context=plan.context, slots=plan.slots, cells=plan.cells,
             bytes=plan.estimate.total, cut=plan.why or None,
         )  # fmt: skip
         try:
-            with trio.CancelScope() as self._scope:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._watch_load, child)
-                    await child.run(lambda message: self._on_message(child, nursery, message))
-                    nursery.cancel_scope.cancel()
+            death = await loading.run(partial(self._on_loaded, child), partial(self._on_message, child))
         finally:
             self._jobs.detach()
             self._questions.give_up()
-            self._child = self.pid = self.plan = self._scope = None
-        if self._leaving:
-            return
-        if self._changed:
+            self._loading = self.pid = self.plan = None
+        if loading.changed:
             log.warning("engine.file_changed", model=self.name, path=str(self.path))
-            return
-        # This very child was killed by the kernel, unless somebody killed it while another process ran out of memory.
-        self._after_death(child, plan, oom=child.killed and not child.ended_here and oom_kills() > kills)
-
-    def _load_message(self, plan: Plan) -> Load:
-        facts = self.identity.facts
-        return Load(
-            path=str(self.path),
-            context_tokens=plan.context,
-            threads=_threads(self._config.threads),
-            gpu_layers=self._config.gpu_layers,
-            slots=plan.slots,
-            cells=plan.cells,
-            batch=plan.batch,
-            embeddings=int(facts is not None and facts.embedding),
-            whole=int(facts is not None and reads_whole(facts)),
-            pooling=facts.pooling if facts is not None and facts.pooling in ("mean", "cls", "last") else "",
-            sessions=str(self._sessions / self.identity.hash.removeprefix("sha256:")),
-            session_bytes=self._config.session_cache_mib << 20,
-        )
+        if death is not None:
+            self._after_death(child, plan, death)
 
     async def statistics(self) -> Statistics:
         """What the child says of itself. Raises NoLocalModelError where there is none, EngineError where it ends."""
-        child = self._child
-        if child is None or self.state != "loaded":
+        if self._loading is None or self.state != "loaded":
             raise NoLocalModelError(f"{self.name} is not loaded")
-        return await self._questions.ask(child)
+        answer = await self._questions.ask(self._loading.child, Stats)
+        assert isinstance(answer, Statistics)
+        return answer
 
-    def _after_death(self, child: Child, plan: Plan, *, oom: bool) -> None:
-        was_loaded = self.state == "loaded"
+    async def _round(self, child: Child, prompt: int, tokens: int) -> Round | None:
+        """One round of a probe; see `speed`."""
+        answer = await self._questions.ask(child, partial(Probe, prompt=prompt, tokens=tokens))
+        assert isinstance(answer, Probed)
+        done = Round(answer.prompt, answer.prompt_ms / 1000, answer.tokens, answer.tokens_ms / 1000)
+        return done if answer.prompt and answer.tokens else None
+
+    # --- its death --------------------------------------------------------------------------------------------------
+
+    def _after_death(self, child: Child, plan: Plan, death: Death) -> None:
         self._crashes += 1
         log.warning(
-            "engine.child_ended", model=self.name, pid=child.pid, how=child.death, crashes=self._crashes,
-            loaded=was_loaded, out_of_memory=oom, stderr=child.stderr_tail[-1000:], refused=self._load_error or None,
+            "engine.child_ended", model=self.name, pid=child.pid, how=death.how, crashes=self._crashes,
+            loaded=death.loaded, out_of_memory=death.out_of_memory, stderr=child.stderr_tail[-1000:],
+            refused=death.refused or None,
         )  # fmt: skip
-        last_line = child.stderr_tail.rpartition("\n")[2][:200]
-        self._last_crash = child.death + (f": {last_line}" if last_line else "")
-        if oom:
-            self._most = int(plan.estimate.total * _SQUEEZE)
-            self._die(f"the kernel ended the process that runs {self.name} for want of memory")
-        elif was_loaded:
-            # A kill from outside says nothing of the model; a child killed here hung, or wrote what is no message.
-            if not child.killed or child.ended_here:
-                self._quarantine.note(self.identity.hash, trio.current_time())
-            self._die(f"the process that runs {self.name} {child.death}")
-        elif self._load_error:
-            # Too slow may be other programs' doing; what llama.cpp says of a file it says again.
-            self._fail(self._load_error, retry_at=trio.current_time() + LOAD_AGAIN if child.killed else math.inf)
-        elif child.killed:
-            reason = f"the process that loads it {self._last_crash}"
-            self._fail(reason, retry_at=trio.current_time() + LOAD_AGAIN)
-        else:
+        self._last_crash = death.words
+        judgement = judge(self.name, death)
+        if judgement.crash:
             self._quarantine.note(self.identity.hash, trio.current_time())
+        match judgement.next:
+            case "later":
+                self._fail(judgement.reason, retry_at=trio.current_time() + LOAD_AGAIN)
+            case "another file":
+                self._fail(judgement.reason)
+            case "smaller":
+                self._most = int(plan.estimate.total * _SQUEEZE)
+                self._die(judgement.reason)
+            case "again" if death.loaded:
+                self._die(judgement.reason)
 
     def _die(self, reason: str) -> None:
         """The child is gone: its jobs fail, those that wait go to the next one."""
@@ -388,34 +387,18 @@ class Holding:
             retry_at=until,
         )
 
-    async def _watch_load(self, child: Child) -> None:
-        with trio.move_on_after(self._config.load_timeout) as waiting:
-            await child.loaded.wait()
-        if waiting.cancelled_caught:
-            self._load_error = f"it did not load within {self._config.load_timeout:g} s (engine.load_timeout)"
-            child.kill()
+    def _on_loaded(self, child: Child, message: Loaded, nursery: trio.Nursery) -> None:
+        self.decode.start_with(message.decode_rate)
+        self.prefill.start_with(message.prefill_rate)
+        self._set_state("loaded")
+        self._jobs.attach(child, nursery, message.slots)
+        self._note_load()
+        nursery.start_soon(self._speed.keep, self.identity.hash, partial(self._round, child), self._on_change)
 
-    def _on_message(self, child: Child, nursery: trio.Nursery, message: Up) -> None:
+    def _on_message(self, child: Child, message: Up) -> None:
         match message:
-            case Loaded() if stamp_of(self.path) != self.identity.stamp:
-                # Replaced after it was looked at and before it was opened: these may be other bytes than were hashed.
-                self._changed = True
-                child.kill()
-            case Loaded():
-                self.decode.start_with(message.decode_rate)
-                self.prefill.start_with(message.prefill_rate)
-                child.loaded.set()
-                log.info(
-                    "engine.loaded", model=self.name, pid=child.pid, load_ms=round(message.load_ms),
-                    warm_ms=round(message.warm_ms), decode_rate=round(message.decode_rate, 1),
-                )  # fmt: skip
-                self._set_state("loaded")
-                self._jobs.attach(child, nursery, message.slots)
-                self._note_load()
-            case Statistics():
+            case Statistics() | Probed():
                 self._questions.answer(message)
-            case Failed(id=-1):
-                self._load_error = message.message
             case Begun() | Step() | Vectors() | Done() | Failed():
                 if isinstance(message, Done):
                     self._crashes = 0
@@ -443,9 +426,3 @@ class Holding:
         if state != self.state:
             self.state = state
             self._on_change()
-
-
-def _threads(configured: int | None) -> int:
-    """All cores this process may use, less one for everything else where there are more than two."""
-    cores = len(os.sched_getaffinity(0))
-    return configured or (cores - 1 if cores > 2 else cores)

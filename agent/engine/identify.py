@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from agent.engine.json_file import read_entries, write_entries
 from fleet.models.gguf import GgufError, GgufFacts, read_facts
 
 _CHUNK: Final = 1024 * 1024
-_CACHE_LIMIT: Final = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ class HashCache:
     def __init__(self, file: Path) -> None:
         self._file = file
         self._lock = threading.Lock()
-        self._entries = _load(file)
+        self._entries = read_entries(file)  # hashes can be made again
 
     def get(self, path: Path, stamp: FileStamp) -> str | None:
         """The hash, in hex, of the file with this stamp; None if it is not known."""
@@ -105,7 +103,7 @@ class HashCache:
             self._entries = {p: e for p, e in self._entries.items() if Path(p).exists()}
             self._entries[str(path.absolute())] = entry
             try:
-                _write(self._file, self._entries)
+                write_entries(self._file, self._entries)
             except OSError:
                 return
 
@@ -118,27 +116,6 @@ def _hash(file: Any, stop: threading.Event) -> str:
             raise Stopped
         digest.update(chunk)
     return digest.hexdigest()
-
-
-def _load(file: Path) -> dict[str, dict[str, Any]]:
-    try:
-        with file.open("rb") as source:
-            loaded = json.loads(source.read(_CACHE_LIMIT))
-    except (OSError, ValueError, RecursionError):
-        return {}  # hashes can be made again
-    if not isinstance(loaded, Mapping):
-        return {}
-    return {path: dict(entry) for path, entry in loaded.items() if isinstance(entry, Mapping)}
-
-
-def _write(file: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    new = file.with_name(file.name + ".new")
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as out:
-        json.dump(entries, out)
-        out.flush()
-        os.fsync(out.fileno())
-    new.replace(file)
 
 
 def _stamp(found: os.stat_result) -> FileStamp:

@@ -53,6 +53,12 @@ class Inbox(Generic[Item]):
                 self._news = True
                 self._changed.notify()
 
+    @property
+    def expecting(self) -> bool:
+        """Whether there is any request that has not ended, though it may still be on its way."""
+        with self._changed:
+            return bool(self._known)
+
     def take(self, *, wait: bool) -> list[Item]:
         """What has come; with `wait`, something has, or a cancel."""
         with self._changed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -17,6 +17,7 @@ from agent.engine.external.workload import ExternalJob
 from agent.engine.holding import Holding, State
 from agent.engine.identify import HashCache
 from agent.engine.job import Event, QueuedJob
+from agent.engine.probing import FiguresFile, Quiet
 from agent.engine.protocol import Statistics
 from agent.engine.quarantine import Quarantine
 from agent.engine.room import Room
@@ -39,14 +40,14 @@ class HeldModel:
     measured. `error` says why a failed model failed. `size_bytes` is the file's; `architecture`, `quantisation` and
     `size_label` are its header's words, empty where unknown. `pid` is the child's, None while there is none.
     `memory_bytes` is what it was given while it is loaded, 0 otherwise; `cells` are the tokens its cache holds then,
-    and `plan_note` says what of the wish did not fit. `embedding` is whether it gives vectors and no text. `engine` is
+    and `plan_note` says what of the wish did not fit. `engine_version` is what runs it, by name and version, where this
+    box does that itself. `embedding` is whether it gives vectors and no text. `engine` is
     the kind of the server that runs it and `url` where that is, both empty for one that this box runs itself from
     `path`; one that is not to be lent is for this box's own clients alone.
     """
 
     hash: str
     name: str
-    path: Path | None
     state: State
     context_tokens: int
     decode_rate: float | None
@@ -55,11 +56,13 @@ class HeldModel:
     queued: int
     slots: int
     error: str | None
-    size_bytes: int
-    architecture: str
-    quantisation: str
-    size_label: str
-    pid: int | None
+    path: Path | None = None
+    size_bytes: int = 0
+    architecture: str = ""
+    quantisation: str = ""
+    size_label: str = ""
+    pid: int | None = None
+    engine_version: str = ""
     parameters: int = 0
     embedding: bool = False
     memory_bytes: int = 0
@@ -91,19 +94,28 @@ class EnginePool:
         self._room: Room | None = None
         if models:
             cache, quarantine = HashCache(state_dir / "model-hashes.json"), Quarantine()
+            figures, quiet = FiguresFile(state_dir / "model-figures.json"), Quiet()
+
+            def changed() -> None:
+                quiet.note_change()
+                on_change()
+
             self._room = Room(config.memory_budget)
             self._holdings = [
                 Holding(
                     model,
                     config,
                     cache,
-                    on_change,
+                    changed,
                     room=self._room,
                     quarantine=quarantine,
                     sessions=state_dir / "sessions",
+                    figures=figures,
+                    quiet=quiet,
                 )
                 for model in models
             ]
+            quiet.busy = lambda: any(one.busy or one.state == "loading" for one in self._holdings)
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Hold the models until cancelled; on cancel every child is ended within seconds and none is left.
@@ -124,7 +136,7 @@ class EnginePool:
 
     def models(self) -> tuple[HeldModel, ...]:
         """Every configured model, in the order of the configuration, then those of servers beside this box."""
-        return (*map(_held, self._holdings), *map(_external, self._external.models()))
+        return (*map(_shown, self._holdings), *map(_shown, self._external.models()))
 
     def engines(self) -> tuple[EngineFact, ...]:
         """The servers beside this box: those that are configured, and those that have been found."""
@@ -133,9 +145,7 @@ class EnginePool:
     def find(self, model: str) -> HeldModel | None:
         """The model with this content hash or (in any case) name; None as long as its file has not been identified."""
         found = self._find(model)
-        if found is None:
-            return None
-        return _external(found) if isinstance(found, ExternalModel) else _held(found)
+        return None if found is None else _shown(found)
 
     def problem(self, model: str) -> ModelLoadError | None:
         """Why a model that is configured here, by hash or name, cannot be loaded; None where there is no such trouble.
@@ -227,12 +237,11 @@ async def _relay(
         release()
 
 
-def _external(model: ExternalModel) -> HeldModel:
-    listed = model.listed
-    return HeldModel(
+def _shown(model: Holding | ExternalModel) -> HeldModel:
+    """A model as it is now."""
+    common = HeldModel(
         hash=model.identity.hash,
         name=model.name,
-        path=None,
         state=model.state,
         context_tokens=model.context_tokens,
         decode_rate=model.decode.value,
@@ -241,39 +250,35 @@ def _external(model: ExternalModel) -> HeldModel:
         queued=model.queued,
         slots=model.slots,
         error=model.error,
-        size_bytes=listed.size_bytes,
-        architecture=listed.architecture,
-        quantisation=listed.quantisation,
-        size_label=listed.size_label,
-        pid=None,
-        engine=model.engine.kind,
-        url=str(model.engine.settings.url),
-        lend=model.lend,
     )
-
-
-def _held(holding: Holding) -> HeldModel:
-    identity, facts, plan = holding.identity, holding.identity.facts, holding.plan
-    return HeldModel(
-        hash=identity.hash,
-        name=holding.name,
-        path=holding.path,
-        state=holding.state,
-        context_tokens=holding.context_tokens,
-        decode_rate=holding.decode.value,
-        prefill_rate=holding.prefill.value,
-        running=holding.running,
-        queued=holding.queued,
-        slots=holding.slots,
-        error=holding.error,
-        size_bytes=identity.stamp.size if identity.stamp else 0,
-        architecture=facts.architecture if facts else "",
-        quantisation=facts.quantisation if facts else "",
-        size_label=facts.size_label if facts else "",
-        pid=holding.pid,
-        parameters=facts.parameters if facts else 0,
-        embedding=facts.embedding if facts else False,
-        memory_bytes=plan.estimate.total if plan else 0,
-        cells=plan.cells if plan else 0,
-        plan_note=plan.why if plan else "",
+    if isinstance(model, ExternalModel):
+        listed = model.listed
+        return replace(
+            common,
+            size_bytes=listed.size_bytes,
+            architecture=listed.architecture,
+            quantisation=listed.quantisation,
+            size_label=listed.size_label,
+            engine=model.engine.kind,
+            url=str(model.engine.settings.url),
+            lend=model.lend,
+        )
+    own = replace(
+        common,
+        path=model.path,
+        size_bytes=model.identity.stamp.size if model.identity.stamp else 0,
+        pid=model.pid,
+        engine_version=model.engine_version,
     )
+    if (facts := model.identity.facts) is not None:
+        own = replace(
+            own,
+            architecture=facts.architecture,
+            quantisation=facts.quantisation,
+            size_label=facts.size_label,
+            parameters=facts.parameters,
+            embedding=facts.embedding,
+        )
+    if (plan := model.plan) is not None:
+        own = replace(own, memory_bytes=plan.estimate.total, cells=plan.cells, plan_note=plan.why)
+    return own

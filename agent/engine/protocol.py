@@ -123,6 +123,15 @@ class Stats:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """Measure how fast the model is: read `prompt` tokens, then `tokens` one by one; answered by Probed."""
+
+    id: int
+    prompt: int
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Unload:
     """Free the model and exit."""
 
@@ -132,7 +141,7 @@ class Unload:
 
 @dataclass(frozen=True)
 class Loaded:
-    """The model is ready for `slots` sequences at a time. Rates are tokens per second of a short probe, 0 if unknown.
+    """The model is ready for `slots` sequences at a time. Rates are tokens per second of warming up, 0 if unknown.
 
     `load_ms` and `warm_ms` are milliseconds; `context_tokens` is what one sequence may use.
     """
@@ -231,8 +240,19 @@ class Statistics:
     sample_us: int
 
 
-Down = Load | Submit | Embed | Cancel | Stats | Unload
-Up = Loaded | Begun | Step | Vectors | Done | Failed | Statistics
+@dataclass(frozen=True)
+class Probed:
+    """How long so many tokens took, in milliseconds. All are 0 where there were requests, which come first."""
+
+    id: int
+    prompt: int
+    prompt_ms: float
+    tokens: int
+    tokens_ms: float
+
+
+Down = Load | Submit | Embed | Cancel | Stats | Probe | Unload
+Up = Loaded | Begun | Step | Vectors | Done | Failed | Statistics | Probed
 Message = Down | Up
 
 _KINDS: Final[Mapping[str, type[Any]]] = {
@@ -243,6 +263,8 @@ _KINDS: Final[Mapping[str, type[Any]]] = {
     "cancel": Cancel,
     "stats": Stats,
     "statistics": Statistics,
+    "probe": Probe,
+    "probed": Probed,
     "unload": Unload,
     "loaded": Loaded,
     "begun": Begun,

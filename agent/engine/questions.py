@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Final
 
 import trio
 
 from agent.engine.child import Child
-from agent.engine.protocol import Statistics, Stats, encode
+from agent.engine.protocol import Probe, Probed, Statistics, Stats, encode
 from agent.errors import EngineError
+
+Answer = Statistics | Probed
 
 #: Seconds for an answer, which comes between two steps.
 LIMIT: Final = 60.0
@@ -20,17 +23,17 @@ class Questions:
 
     def __init__(self) -> None:
         self._ids = itertools.count()
-        self._open: dict[int, tuple[trio.Event, list[Statistics]]] = {}
+        self._open: dict[int, tuple[trio.Event, list[Answer]]] = {}
 
-    async def ask(self, child: Child) -> Statistics:
-        """How the engine is. Cancel-safe.
+    async def ask(self, child: Child, question: Callable[[int], Stats | Probe]) -> Answer:
+        """What the child answers to a question, which is made with its id. Cancel-safe.
 
         Raises EngineError where the child ends, or says nothing for LIMIT seconds.
         """
         id = next(self._ids)
-        answered, found = trio.Event(), list[Statistics]()
+        answered, found = trio.Event(), list[Answer]()
         self._open[id] = answered, found
-        child.post(encode(Stats(id)))
+        child.post(encode(question(id)))
         try:
             with trio.move_on_after(LIMIT):
                 await answered.wait()
@@ -40,11 +43,11 @@ class Questions:
             raise EngineError("the process that runs the model ended, or did not answer")
         return found[0]
 
-    def answer(self, statistics: Statistics) -> None:
+    def answer(self, answer: Answer) -> None:
         """The child has answered; an answer that nobody waits for any more is dropped."""
-        waiting = self._open.get(statistics.id)
+        waiting = self._open.get(answer.id)
         if waiting is not None:
-            waiting[1].append(statistics)
+            waiting[1].append(answer)
             waiting[0].set()
 
     def give_up(self) -> None:

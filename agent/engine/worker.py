@@ -20,13 +20,13 @@ from typing import Final, NoReturn
 import llama_cpp
 
 from agent.engine.batcher import Batcher, failed, nothing_runs
-from agent.engine.chat import Span
-from agent.engine.context import Context
+from agent.engine.context import AbortedError, Context, NoRoomError
 from agent.engine.embedding import Embedder, Texts, reader_of, tokenise
 from agent.engine.inbox import Inbox
 from agent.engine.llama import Model
 from agent.engine.memory import EMBEDDED_TOKENS
 from agent.engine.prepare import Prepared, Preparer
+from agent.engine.probe import probe_round, token_of, warm_up
 from agent.engine.protocol import (
     Cancel,
     Embed,
@@ -35,6 +35,8 @@ from agent.engine.protocol import (
     Load,
     Loaded,
     Message,
+    Probe,
+    Probed,
     ProtocolError,
     Stats,
     Submit,
@@ -42,15 +44,12 @@ from agent.engine.protocol import (
     Up,
     encode,
 )
-from agent.engine.schedule import Running, Slice
 from agent.engine.sessions import Sessions
 from agent.errors import AgentError, BadRequestError, EngineError
 
 _PR_SET_PDEATHSIG: Final = 1
 _OOM_SCORE: Final = 800
-_PROBE_PROMPT: Final = 32
-_PROBE_TOKENS: Final = 8
-_PROBE_LIMIT: Final = 0.5
+_WARM_TEXT: Final = 32
 #: llama.cpp has room for 256.
 _MOST_SEQUENCES: Final = 128
 
@@ -69,28 +68,6 @@ class Sender:
             os._exit(0)  # the agent is gone
 
 
-def probe(model: Model, context: Context) -> tuple[float, float]:
-    """Touch every weight once, then measure: tokens per second of a short prefill and of a few decoding steps."""
-    token = max(model.tokenize([Span("the")])[-1:], default=0)
-    count = max(1, min(_PROBE_PROMPT, context.batch // 2))
-    sequence = Running(-1, "", [token], 1, 0, seq=0)
-    context.decode([Slice(sequence, 0, 1)])
-    context.forget(0)
-    sequence.tokens = [token] * count
-    began = time.perf_counter()
-    context.decode([Slice(sequence, 0, count)])
-    prefill = count / (time.perf_counter() - began)
-    began = time.perf_counter()
-    steps = 0
-    while steps < _PROBE_TOKENS and time.perf_counter() - began < _PROBE_LIMIT:
-        sequence.tokens.append(token)
-        context.decode([Slice(sequence, count + steps, 1)])
-        steps += 1
-    decode = steps / (time.perf_counter() - began)
-    context.forget(0)
-    return prefill, decode
-
-
 def _read(sock: socket.socket, frames: FrameBuffer, backlog: Sequence[Message], desk: Desk) -> None:
     """The reading thread: everything that arrives goes to the desk; ends the process with the connection."""
     for message in backlog:
@@ -101,7 +78,7 @@ def _read(sock: socket.socket, frames: FrameBuffer, backlog: Sequence[Message], 
 
 
 #: What the decoding thread is handed.
-Item = Prepared | Texts | Failed | Stats | Unload
+Item = Prepared | Texts | Failed | Stats | Probe | Unload
 
 
 class Desk:
@@ -113,7 +90,7 @@ class Desk:
         self._model = model
         self._context_tokens = context_tokens
         self._preparer = preparer
-        self._requests: queue.SimpleQueue[Submit | Embed | Stats | Unload] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[Submit | Embed | Stats | Probe | Unload] = queue.SimpleQueue()
 
     def put(self, message: Message) -> None:
         """Take in a message, in the reading thread."""
@@ -123,7 +100,7 @@ class Desk:
                 self._requests.put(message)
             case Cancel(id):
                 self._inbox.cancel(id)
-            case Stats() | Unload():
+            case Stats() | Probe() | Unload():
                 self._requests.put(message)
 
     def _prepared(self, job: Submit) -> Prepared:
@@ -175,14 +152,35 @@ class Engine:
                 model, context, self._inbox, send, cells=cells, slots=slots, sequences=sequences, sessions=sessions
             )
 
-    def probe(self) -> tuple[float, float]:
+    def warm_up(self) -> tuple[float, float]:
         """Tokens per second, of a prompt and of one token after another, from a short try; touches every weight."""
         if self._context is not None:
-            return probe(self._model, self._context)
-        token = max(self._model.tokenize([Span("the")])[-1:], default=0)
+            return warm_up(self._model, self._context)
+        token = token_of(self._model)
         self._embedder.rate(token, 1)
-        rate = self._embedder.rate(token, _PROBE_PROMPT)
+        rate = self._embedder.rate(token, _WARM_TEXT)
         return rate, rate
+
+    def _probe(self, asked: Probe) -> Probed:
+        """One round, unless there is a request or one on its way."""
+        context, batcher = self._context, self._batcher
+        refused = Probed(asked.id, 0, 0.0, 0, 0.0)
+        if self._inbox.expecting or self._embedder.busy:
+            return refused
+        try:
+            if context is None or batcher is None:
+                took = asked.prompt / self._embedder.rate(token_of(self._model), asked.prompt) * 1000
+                return Probed(asked.id, asked.prompt, took, asked.prompt, took)
+            prompt = min(asked.prompt, context.batch)
+            seq = batcher.spare(prompt + asked.tokens)
+            if seq is None:
+                return refused
+            found = probe_round(self._model, context, seq, prompt, asked.tokens, lambda: self._inbox.expecting)
+        except (AbortedError, NoRoomError, AgentError):
+            return refused
+        if found is None:
+            return refused
+        return Probed(asked.id, prompt, found[0] * 1000, asked.tokens, found[1] * 1000)
 
     def run_forever(self) -> NoReturn:
         """The engine's own loop, in the main thread: steps of sequences and of texts take turns."""
@@ -213,6 +211,8 @@ class Engine:
                 self._send(item)
             case Stats(id):
                 self._send(self._batcher.statistics(id) if self._batcher else nothing_runs(id))
+            case Probe():
+                self._send(self._probe(item))
             case Unload():
                 os._exit(0)
 
@@ -287,7 +287,7 @@ def main(fd: int, parent: int) -> None:
         engine = Engine(model, first, send)
         load_ms = _ms(began)
         began = time.perf_counter()
-        prefill, decode = engine.probe()
+        prefill, decode = engine.warm_up()
     except EngineError as error:
         send(failed(-1, error))
         sys.exit(1)

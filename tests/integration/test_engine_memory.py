@@ -18,7 +18,7 @@ import pytest
 import trio
 
 from agent.config import EngineConfig, ModelConfig
-from agent.engine import holding, quarantine, room
+from agent.engine import loading, quarantine, room
 from agent.engine.child import Child
 from agent.engine.memory import MIB, estimate
 from agent.engine.pool import EnginePool, HeldModel
@@ -401,7 +401,7 @@ def test_a_file_that_changed_after_it_was_hashed_is_never_run(
             loaded.append("")
 
     if when == "while":
-        monkeypatch.setattr(holding, "Child", ChangedMeanwhile)
+        monkeypatch.setattr(loading, "Child", ChangedMeanwhile)
 
     async def main() -> None:
         async with box(tmp_path, model) as here:

@@ -1,0 +1,40 @@
+"""What a model's process is told to load, and how. Pure, but for the cores that this process may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from agent.config import EngineConfig
+from agent.engine.memory import Plan, reads_whole
+from agent.engine.protocol import Load
+from fleet.models.gguf import GgufFacts
+
+
+def load_message(path: Path, facts: GgufFacts, plan: Plan, config: EngineConfig, sessions: Path) -> Load:
+    """How a file is to be loaded; conversations with a name are kept in the folder `sessions`."""
+    return Load(
+        path=str(path),
+        context_tokens=plan.context,
+        threads=threads_of(config),
+        gpu_layers=config.gpu_layers,
+        slots=plan.slots,
+        cells=plan.cells,
+        batch=plan.batch,
+        embeddings=int(facts.embedding),
+        whole=int(reads_whole(facts)),
+        pooling=facts.pooling if facts.pooling in ("mean", "cls", "last") else "",
+        sessions=str(sessions),
+        session_bytes=config.session_cache_mib << 20,
+    )
+
+
+def setup_of(config: EngineConfig) -> str:
+    """What changes how fast a model is on this box, besides the engine."""
+    return f"threads {threads_of(config)}, gpu_layers {config.gpu_layers}"
+
+
+def threads_of(config: EngineConfig) -> int:
+    """All cores this process may use, less one for everything else where there are more than two."""
+    cores = len(os.sched_getaffinity(0))
+    return config.threads or (cores - 1 if cores > 2 else cores)
