@@ -192,8 +192,8 @@ class OwnFacts:
             wanted[f"hold/{held.hash}"] = {"name": held.name, "size": held.size_bytes, "complete": 1.0}
             if held.decode_rate is not None:
                 path = f"perf/{held.hash}"
-                wanted[path] = {"decode": _round(held.decode_rate), "prefill": _round(held.prefill_rate or 0.0)}
-                if path in published and _is_near(cbor.decode(published[path].body), wanted[path]):
+                wanted[path] = performance(held)
+                if path in published and is_near(cbor.decode(published[path].body), wanted[path]):
                     wanted[path] = cbor.decode(published[path].body)
         largest = sorted(self.accounts.by_peer.values(), key=lambda used: (-used.tokens, used.peer))
         for used in largest[:_MAX_ACCOUNTS]:
@@ -223,15 +223,21 @@ def documented(models: Iterable[HeldModel]) -> list[HeldModel]:
     return list(kept.values())
 
 
-def _round(rate: float) -> float:
-    return float(f"{rate:.3g}")
+def performance(held: HeldModel) -> dict[str, object]:
+    """What the document is told of how fast a model is here; of what is not known, nothing."""
+    rates = {"decode": held.decode_rate, "prefill": held.prefill_rate}
+    engine = {"engine": held.engine_version} if held.engine_version else {}
+    return {name: float(f"{rate:.3g}") for name, rate in rates.items() if rate} | engine
 
 
-def _is_near(old: object, new: object) -> bool:
+def is_near(old: object, new: object) -> bool:
     """Whether every rate has moved by less than a tenth: measurements wander, and each write goes to every box."""
     if not isinstance(old, dict) or not isinstance(new, dict) or set(old) != set(new):
         return False
-    return all(
-        isinstance(old[key], int | float) and abs(old[key] - new[key]) <= _RATE_STEP * max(abs(old[key]), 1e-9)
-        for key in new
-    )
+    return all(_is_near(old[key], new[key]) for key in new)
+
+
+def _is_near(old: object, new: object) -> bool:
+    if not isinstance(old, int | float) or not isinstance(new, int | float):
+        return old == new
+    return abs(old - new) <= _RATE_STEP * max(abs(old), 1e-9)

@@ -64,11 +64,12 @@ class Holding:
 
 @dataclass(frozen=True)
 class Rate:
-    """The fact at `perf/MODEL-HASH`: measured tokens per second."""
+    """The fact at `perf/MODEL-HASH`: measured tokens per second, 0 where unknown, and what ran the model."""
 
     hash: str
     decode: float = 0.0
     prefill: float = 0.0
+    engine: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ def read_box(key: bytes, facts: Mapping[str, Op]) -> Box:
             complete = min(1.0, _number(value.get("complete")))
             holdings.append(Holding(rest, _text(value.get("name")), _count(value.get("size")), complete))
         elif name == "perf" and isinstance(value, dict):
-            rates.append(Rate(rest, _number(value.get("decode")), _number(value.get("prefill"))))
+            rated = _number(value.get("decode")), _number(value.get("prefill"))
+            rates.append(Rate(rest, *rated, _text(value.get("engine"))))
         elif name == "used" and isinstance(value, dict) and _is_hex_key(rest):
             counts = (_count(value.get(what), _MAX_USED) for what in ("jobs", "tokens", "failures"))
             used.append(Used(bytes.fromhex(rest), *counts))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from agent.engine.pool import HeldModel
 from agent.observe.known import Facts, ModelFact, ServerFact
 from agent.observe.warnings import evaluate
-from agent.own_facts import MAX_MODELS, documented
+from agent.own_facts import MAX_MODELS, documented, is_near, performance
 from fleet.document.acceptance import MAX_FACTS
 
 ONE = HeldModel(
@@ -69,3 +69,15 @@ def test_doctor_names_a_server_that_cannot_be_used_and_asks_for_no_llama_cpp() -
     ]
     assert "engine_missing" not in {one.code for one in evaluate(facts)}
     assert "engine_missing" in {one.code for one in evaluate(replace(facts, models=(ModelFact("m", "idle", None),)))}
+
+
+def test_b13_b14_the_document_hears_of_rates_that_are_known_and_of_the_engine_that_they_are_of() -> None:
+    own = replace(ONE, engine="", engine_version="llama-cpp-python 1", decode_rate=12.345, prefill_rate=0.04321)
+    assert performance(own) == {"decode": 12.3, "prefill": 0.0432, "engine": "llama-cpp-python 1"}
+    assert performance(replace(ONE, decode_rate=12.0)) == {"decode": 12.0}, "a rate of 0 would be a claim"
+    moved = replace(own, decode_rate=13.0)
+    assert is_near(performance(own), performance(moved))
+    assert not is_near(performance(own), performance(replace(own, decode_rate=14.0)))
+    assert not is_near(performance(own), performance(replace(moved, engine_version="llama-cpp-python 2")))
+    assert not is_near({"decode": 12.0}, performance(own))
+    assert not is_near(None, performance(own))

@@ -39,7 +39,8 @@ def test_everything_a_box_can_say() -> None:
             "addr": ["/ip4/1.2.3.4/tcp/1", "/dns4/x/tcp/2"],
             "hold/bb": {"name": "b", "size": 5, "complete": 1},
             "hold/aa": {"name": "a", "size": 1 << 40, "complete": 0.25},
-            "perf/aa": {"decode": 11.5, "prefill": 200},
+            "perf/aa": {"decode": 11.5, "prefill": 200, "engine": "llama-cpp-python 1"},
+            "perf/bb": {"decode": 3.0},
             f"used/{PEER.hex()}": {"jobs": 3, "tokens": 400, "failures": 1},
         }
     )
@@ -48,10 +49,10 @@ def test_everything_a_box_can_say() -> None:
         node,
         ("/ip4/1.2.3.4/tcp/1", "/dns4/x/tcp/2"),
         (Holding("aa", "a", 1 << 40, 0.25), Holding("bb", "b", 5, 1.0)),
-        (Rate("aa", 11.5, 200.0),),
+        (Rate("aa", 11.5, 200.0, "llama-cpp-python 1"), Rate("bb", 3.0)),
         (Used(PEER, 3, 400, 1),),
-        seq=6,
-        written=1006,
+        seq=7,
+        written=1007,
     )
 
 
