@@ -226,8 +226,10 @@ def documented(models: Iterable[HeldModel]) -> list[HeldModel]:
 def performance(held: HeldModel) -> dict[str, object]:
     """What the document is told of how fast a model is here; of what is not known, nothing."""
     rates = {"decode": held.decode_rate, "prefill": held.prefill_rate}
-    engine = {"engine": held.engine_version} if held.engine_version else {}
-    return {name: float(f"{rate:.3g}") for name, rate in rates.items() if rate} | engine
+    said: dict[str, object] = {name: float(f"{rate:.3g}") for name, rate in rates.items() if rate}
+    if held.engine_version:
+        said["engine"] = held.engine_version
+    return said
 
 
 def is_near(old: object, new: object) -> bool:
