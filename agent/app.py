@@ -172,6 +172,7 @@ async def _main(config: Config, identity: Identity) -> None:
         pool=pool,
         active=active,
         jobs=jobs,
+        routes=chooser.routes,
         gate=gate,
         router=router,
         membership=membership,

@@ -69,6 +69,9 @@ class ScriptedServices:
     def peer_facts(self) -> Sequence[Mapping[str, object]]:
         return [{"peer_id": "12D3KooWpeer", "name": "jetson-1"}]
 
+    def route_facts(self, job: str) -> Mapping[str, object] | None:
+        return {"job": job, "decisions": []} if job == "job-1" else None
+
     def readiness(self) -> Readiness:
         return self.ready
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from agent.http.errors import NotFoundError
 from agent.http.exchange import Exchange
 from agent.http.services import Services
+from agent.routing.explain import REMEMBERED
 
 
 class FleetApi:
-    """Handlers of /v1/fleet/self, /v1/fleet/peers, /healthz and /readyz over one agent's services."""
+    """Handlers of /v1/fleet/self, peers and jobs, /healthz and /readyz over one agent's services."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -19,6 +21,17 @@ class FleetApi:
     async def peers(self, exchange: Exchange) -> None:
         """GET /v1/fleet/peers: every box this one knows of."""
         await exchange.reply(200, {"peers": list(self._services.peer_facts())})
+
+    async def route(self, exchange: Exchange) -> None:
+        """GET /v1/fleet/jobs/{id}/route: why a job of this box's clients ran where it ran."""
+        job = str(exchange.path_params["id"])
+        facts = self._services.route_facts(job)
+        if facts is None:
+            raise NotFoundError(
+                f"nothing is known of a job {job[:64]!r} here: the box that a client asked remembers its last"
+                f" {REMEMBERED} jobs, until it is restarted"
+            )
+        await exchange.reply(200, facts)
 
     async def healthz(self, exchange: Exchange) -> None:
         """GET /healthz: 200 while the process lives and its event loop turns."""
