@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 import trio
 
+from agent.bookkeeping import Bookkeeping
 from agent.config import Config
 from agent.document_disk import locked_state_dir
 from agent.engine.pool import EnginePool
@@ -122,12 +123,16 @@ async def _main(config: Config, identity: Identity) -> None:
     )
     view.condition = lambda: health.condition
     chooser = Chooser(rules_of(config.routing))
+    books = Bookkeeping(config, membership, view.name_of)
+    books.watch(node=node, pool=pool, router=router, gate=gate, active=active, refused=view.refused)
+    view.record_of = books.contributions.record
     lender = Lender(view, pool.generate, active, config.timeouts, lambda: view.only_borrows() or health.refusal())
     gossiping = Gossiping(membership, node, router)
     view.on_link_up, view.on_link_down = gossiping.link_up, gossiping.link_down
     view.before_asking = gossiping.hear_from_others
-    router.add(METHOD_INFER, SCOPE_INFER, gossiping.serve_when_fresh(SCOPE_INFER, lender.handle))
-    jobs = Once(JobRunner(view, pool.generate, active, config.timeouts, chooser).run)
+    lend = books.observer.lend(gossiping.serve_when_fresh(SCOPE_INFER, lender.handle))
+    router.add(METHOD_INFER, SCOPE_INFER, lend)
+    jobs = Once(books.observer.asking(JobRunner(view, pool.generate, active, config.timeouts, chooser).run))
 
     own_facts = OwnFacts(config, membership, addrs=node.addrs, models=pool.models, learnt=gossiping.learnt)
     view.on_own_change = own_facts.note_change
@@ -172,15 +177,15 @@ async def _main(config: Config, identity: Identity) -> None:
         pool=pool,
         active=active,
         jobs=jobs,
-        routes=chooser.routes,
         gate=gate,
         router=router,
         membership=membership,
         joining=joining,
         warnings=warnings,
+        books=books,
     )
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with trio.open_nursery() as nursery:
+        async with books.open(), trio.open_nursery() as nursery:
             await nursery.start(pool.run)
             await nursery.start(node.run)
             nursery.start_soon(view.run)

@@ -131,6 +131,13 @@ class RoutingConfig(_Section):
     max_memory: float = Field(default=0.9, gt=0, le=1, allow_inf_nan=False)
 
 
+class AuditConfig(_Section):
+    """What is kept of the audit trail: so many days, and so many MiB of disk at most, the oldest going first."""
+
+    keep_days: int = Field(default=30, ge=1, le=3650)
+    max_mib: int = Field(default=64, ge=1, le=1 << 20)
+
+
 class LogConfig(_Section):
     """Where the agent's own logs go: standard error, human on a terminal, JSON otherwise (`auto`)."""
 
@@ -152,4 +159,5 @@ class Config(_Section):
     engines: tuple[ExternalEngineConfig, ...] = Field(default=(), max_length=8)
     timeouts: TimeoutsConfig = TimeoutsConfig()
     routing: RoutingConfig = RoutingConfig()
+    audit: AuditConfig = AuditConfig()
     log: LogConfig = LogConfig()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
 import psutil
 import trio
 
+from agent.bookkeeping import Bookkeeping
 from agent.config import Config
 from agent.engine.pool import EnginePool
-from agent.errors import ConfigError, OtherFleetError
+from agent.errors import AgentError, ConfigError, OtherFleetError
 from agent.fleet_facts import Nearby, box_facts, fleet_facts
 from agent.fleet_view import FleetView, unix_time_of
 from agent.http.errors import NotFoundError
@@ -19,9 +20,9 @@ from agent.jobs.job import Emit, Job
 from agent.jobs.once import Once
 from agent.joining import Joining
 from agent.membership import Membership
+from agent.observe.metrics import CONTENT_TYPE
 from agent.observe.outcast import refusing_all
 from agent.observe.warnings import Warning
-from agent.routing.explain import RouteLog
 from agent.version import VERSION
 from fleet.document.invites import read_token
 from fleet.document.op import Op
@@ -46,12 +47,12 @@ class AgentServices:
         pool: EnginePool,
         active: ActiveJobs,
         jobs: Once,
-        routes: RouteLog,
         gate: Gate,
         router: Router,
         membership: Membership,
         joining: Joining,
         warnings: Callable[[], Sequence[Warning]],
+        books: Bookkeeping,
     ) -> None:
         self._config = config
         self._view = view
@@ -59,7 +60,7 @@ class AgentServices:
         self._pool = pool
         self._active = active
         self._jobs = jobs
-        self._routes = routes
+        self._books = books
         self._gate = gate
         self._router = router
         self._warnings = warnings
@@ -69,7 +70,23 @@ class AgentServices:
 
     async def run(self, job: Job, emit: Emit) -> None:
         """Run a client's job; see Once.run and JobRunner.run."""
-        await self._jobs.run(job, emit)
+        await self._books.observer.follow(self._jobs.run, job, emit)
+
+    def not_understood(self, job: str, error: AgentError) -> None:
+        """Keep account of a request that became no job."""
+        self._books.observer.not_understood(job, error)
+
+    def metrics(self) -> tuple[str, bytes]:
+        """The metrics' page, with its content type."""
+        return CONTENT_TYPE, self._books.metrics()
+
+    def audit(self, asked: Mapping[str, str], *, follow: bool) -> AsyncGenerator[bytes, None]:
+        """The audit trail; see Bookkeeping.audit."""
+        return self._books.audit(asked, follow=follow)
+
+    async def leaderboard(self) -> Sequence[Mapping[str, object]]:
+        """Who did how much for others; see Contributions.leaderboard."""
+        return await self._books.contributions.leaderboard()
 
     def models(self) -> Sequence[ModelListing]:
         """Every model held here or by a connected peer, one entry a content hash, local holders first."""
@@ -191,11 +208,6 @@ class AgentServices:
                 }
             )
         return sorted(facts, key=lambda fact: (not fact["connected"], str(fact["name"])))
-
-    def route_facts(self, job: str) -> Mapping[str, object] | None:
-        """Why a job of this box's clients ran where it ran; None where nothing is remembered of it."""
-        route = self._routes.find(job)
-        return None if route is None else route.facts()
 
     # --- the fleet document ----------------------------------------------------------------------------------------
 

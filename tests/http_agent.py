@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import trio
 
 from agent.config import HttpConfig
+from agent.errors import AgentError
 from agent.http.server import serve
 from agent.http.services import Holder, ModelListing, Readiness
 from agent.jobs.job import Emit, Job, Routed
@@ -44,6 +45,8 @@ class ScriptedServices:
 
     script: Script = hello
     jobs: list[Job] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    trail: Sequence[bytes] = (b'{"job":"job-1"}\n', b'{"job":"job-2"}\n')
     started: threading.Event = field(default_factory=threading.Event)
     cancelled: threading.Event = field(default_factory=threading.Event)
     ready: Readiness = field(default_factory=lambda: Readiness(True, ()))
@@ -74,6 +77,21 @@ class ScriptedServices:
 
     def readiness(self) -> Readiness:
         return self.ready
+
+    def not_understood(self, job: str, error: AgentError) -> None:
+        self.refused.append((job, error.code))
+
+    def metrics(self) -> tuple[str, bytes]:
+        return "text/plain; version=0.0.4; charset=utf-8", b"# TYPE shoal_info gauge\n"
+
+    async def audit(self, asked: Mapping[str, str], *, follow: bool) -> AsyncGenerator[bytes, None]:
+        for line in self.trail:
+            yield line
+        if follow:
+            await trio.sleep_forever()
+
+    async def leaderboard(self) -> Sequence[Mapping[str, object]]:
+        return [{"rank": 1, "name": "jetson-1"}]
 
     async def run(self, job: Job, emit: Emit) -> None:
         self.jobs.append(job)

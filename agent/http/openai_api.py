@@ -10,7 +10,7 @@ from typing import Final, TypeAlias, TypeVar
 import structlog
 import trio
 
-from agent.errors import ModelNotFoundError
+from agent.errors import AgentError, ModelNotFoundError
 from agent.http.embeddings_answer import VectorAnswer
 from agent.http.embeddings_schema import parse_embedding
 from agent.http.errors import internal, problem_of
@@ -83,10 +83,14 @@ class OpenAIApi:
         job = new_job_id()
         exchange.job = job
         exchange.headers.append(("x-shoal-job", job))
-        body = await exchange.body()
-        if len(body) > PARSE_APART:
-            return await trio.to_thread.run_sync(parse, body, exchange.header, job)
-        return parse(body, exchange.header, job)
+        try:
+            body = await exchange.body()
+            if len(body) > PARSE_APART:
+                return await trio.to_thread.run_sync(parse, body, exchange.header, job)
+            return parse(body, exchange.header, job)
+        except AgentError as error:
+            self._services.not_understood(job, error)
+            raise
 
     async def _run(self, asked: Job, exchange: Exchange, answer: WholeAnswer | StreamAnswer | VectorAnswer) -> None:
         """Run the job until its answer is complete, or the client has gone, which cancels it wherever it runs."""

@@ -19,6 +19,7 @@ from agent.config import HttpConfig
 from agent.errors import ConfigError
 from agent.http import malformed
 from agent.http.auth import Gate, is_loopback, read_keys
+from agent.http.books_api import BooksApi
 from agent.http.connections import ClientStream, Connections
 from agent.http.document_api import DocumentApi
 from agent.http.document_socket import MAX_MESSAGE, DocumentSocket
@@ -65,7 +66,7 @@ class App:
         requests: OpenRequests | None = None,
     ) -> None:
         openai, fleet = OpenAIApi(services), FleetApi(services)
-        document = DocumentApi(services)
+        document, books = DocumentApi(services), BooksApi(services)
         table: dict[str, tuple[str, Handler]] = {
             "/v1/models": ("GET", openai.list_models),
             "/v1/models/{id:path}": ("GET", openai.get_model),
@@ -74,11 +75,13 @@ class App:
             "/v1/embeddings": ("POST", openai.embedding),
             "/v1/fleet/self": ("GET", fleet.self_facts),
             "/v1/fleet/peers": ("GET", fleet.peers),
-            "/v1/fleet/jobs/{id}/route": ("GET", fleet.route),
             "/v1/fleet/boxes": ("GET", document.boxes),
             "/v1/fleet/document/ops": ("GET", document.export),
             "/v1/fleet/document/offer": ("POST", document.offer),
             "/v1/fleet/join": ("POST", document.join),
+            "/v1/fleet/leaderboard": ("GET", books.leaderboard),
+            "/v1/audit": ("GET", books.audit),
+            "/metrics": ("GET", books.metrics),
             "/healthz": ("GET", fleet.healthz),
             "/readyz": ("GET", fleet.readyz),
         }

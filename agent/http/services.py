@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from agent.errors import AgentError
 from agent.jobs.job import Emit, Job
 from fleet.document.op import Op
 from fleet.document.replica import Outcome
@@ -78,11 +79,23 @@ class Services(DocumentServices, Protocol):
     def peer_facts(self) -> Sequence[Mapping[str, object]]:
         """Every box this one is linked to, dials, or has heard."""
 
-    def route_facts(self, job: str) -> Mapping[str, object] | None:
-        """Why a job ran where it ran; None where nothing is remembered of it."""
-
     def readiness(self) -> Readiness:
         """Whether jobs are taken now."""
+
+    def not_understood(self, job: str, error: AgentError) -> None:
+        """Keep account of a request that became no job, under the id that its client was told."""
+
+    def metrics(self) -> tuple[str, bytes]:
+        """The page of metrics, with its content type."""
+
+    def audit(self, asked: Mapping[str, str], *, follow: bool) -> AsyncGenerator[bytes, None]:
+        """Lines of the audit trail that match, some at a time; with `follow`, also those to come, without an end.
+
+        Raises BadRequestError as the first lines are asked for.
+        """
+
+    async def leaderboard(self) -> Sequence[Mapping[str, object]]:
+        """Who did how much for others, the most points first."""
 
     async def run(self, job: Job, emit: Emit) -> None:
         """Run a job, calling `emit` with each event in order; returns after its Finished.

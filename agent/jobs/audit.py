@@ -57,6 +57,11 @@ class AuditTrail:
         """Lines that are not on disk yet."""
         return len(self._waiting)
 
+    @property
+    def grown(self) -> trio.Event:
+        """Set when lines are next written. Ask for it before reading, so that none comes between the two."""
+        return self._grown
+
     def record(self, outcome: Outcome) -> None:
         """Take one outcome. Neither blocks nor raises; what is dropped is counted in `lost`."""
         holding = self._repeats.holding
@@ -73,10 +78,6 @@ class AuditTrail:
             self._waiting.append(outcome.line())
         if self._waiting:
             self._wake.set()
-
-    async def wait_grown(self) -> None:
-        """Return when lines have been written after this was called."""
-        await self._grown.wait()
 
     async def run(self) -> None:
         """Write what is recorded until cancelled; what is there then is written before it returns."""

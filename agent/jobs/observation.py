@@ -34,6 +34,8 @@ class Observation:
         #: How a job that ended well came to where it ran; see `agent.observe.counts`.
         self.routed: Routed | None = None
         self.resumed = False
+        #: The job that this one only repeats the answer of.
+        self.repeats = ""
         self._parent = parent
         self._began = began
         self._job, self._kind, self._asked, self._peer = job, kind, asked, peer
@@ -96,6 +98,7 @@ class Observation:
 
     def _take_route(self, routed: Routed) -> None:
         self.routed = routed
+        self.repeats = routed.repeats or ""
         self._ran(routed.model, routed.model_hash, max(self._prompt_tokens, routed.prompt_tokens))
         self._peer = "" if routed.local else routed.peer_id
 
@@ -141,6 +144,7 @@ class Observation:
             peer_name=name,
             route=self.route,
             tried=tuple(self._tried),
+            repeats=self.repeats,
             prompt_tokens=self._prompt_tokens,
             tokens=self._tokens,
             queue_ms=self._since(self._queued),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import trio
 
-from agent.errors import AgentError
+from agent.errors import AgentError, IdempotencyError
 from agent.jobs.job import Emit, Job, JobEvent
 from agent.jobs.observation import Observation, watching
 from agent.jobs.outcome import Outcome, ending_of
@@ -37,6 +37,37 @@ class Observer:
         self._name_of = name_of
         self._sinks = tuple(sinks)
         self._wall = wall
+
+    def asking(self, run: Run) -> Run:
+        """A way to run a client's job that is watched; see `ask`."""
+
+        async def ask(job: Job, emit: Emit) -> None:
+            await self.ask(run, job, emit)
+
+        return ask
+
+    async def follow(self, run: Run, job: Job, emit: Emit) -> None:
+        """Run a client's job by way of `run`, which hands out what is known of one that was sent before.
+
+        The run itself is told by `ask`, once; this tells of those who only repeat it, or are refused for their key.
+        """
+        if not job.once:
+            await run(job, emit)
+            return
+        seen = Observation.asked_here(job.request, trio.current_time())
+
+        async def relay(event: JobEvent) -> None:
+            seen.take(event, trio.current_time())
+            await emit(event)
+
+        try:
+            await run(job, relay)
+        except BaseException as error:
+            if seen.repeats or isinstance(error, IdempotencyError):
+                self._broke(seen, error)
+            raise
+        if seen.repeats:
+            self._ended(seen, seen.end("ok", trio.current_time(), self._wall(), name=self._name(seen)))
 
     async def ask(self, run: Run, job: Job, emit: Emit) -> None:
         """Run a client's job, with a span of this box's own in the trace it came with. Raises what `run` raises."""
@@ -82,10 +113,10 @@ class Observer:
         if method == METHOD_INFER:
             self._broke(Observation.asked_by(peer_id, body, trio.current_time()), error)
 
-    def not_understood(self, job: str, kind: str, error: AgentError) -> None:
+    def not_understood(self, job: str, error: AgentError) -> None:
         """A client's request that became no job."""
         now = trio.current_time()
-        self._broke(Observation("asker", now, job=job, kind=kind, asked="", peer="", parent=None), error)
+        self._broke(Observation("asker", now, job=job, kind="", asked="", peer="", parent=None), error)
 
     def _broke(self, seen: Observation, error: BaseException) -> None:
         code, phase = _code_of(error), None

@@ -28,6 +28,7 @@ _REFUSALS: Final = frozenset(
         "context_length_exceeded",
         "denied",
         "draining",
+        "idempotency_conflict",
         "loop_detected",
         "model_not_found",
         "model_not_held",
@@ -50,9 +51,10 @@ class Outcome:
 
     `role` is the part that this box had in it: it asked for its own client, or lent to a peer. `peer` is the other box:
     the one that served where it is another, or the one that asked; empty where there is none. `asked` is the model as
-    it was asked for, `model` and `hash` what ran. `tried` has boxes that failed the job before, as (PeerID, code).
-    Times are milliseconds of a monotonic clock from when this box took the job: until a box began with it, until the
-    first token, until the end; None for what was not reached. `at` is the end, in seconds since the epoch.
+    it was asked for, `model` and `hash` what ran. `tried` has boxes that failed the job before, as (PeerID, code);
+    `repeats` is the job that ran, where this one was only given its answer again. Times are milliseconds of a monotonic
+    clock from when this box took the job: until a box began with it, until the first token, until the end; None for
+    what was not reached. `at` is the end, in seconds since the epoch.
 
     `count` above 1 is that of so many like refusals, the first of them at `since`; the other fields are the last one's.
     The role `box` with the outcome `lost` says that so many outcomes could not be written.
@@ -72,6 +74,7 @@ class Outcome:
     peer_name: str = ""
     route: Route = "none"
     tried: tuple[tuple[str, str], ...] = ()
+    repeats: str = ""
     prompt_tokens: int = 0
     tokens: int = 0
     queue_ms: float | None = None

@@ -303,6 +303,7 @@ class Link:
             handler = self._router.resolve(self.peer_id, method)
         except FleetError as error:
             self._pace.charge(flood.REFUSED_CALL)
+            self._router.on_refused(self.peer_id, method, body, error)
             self._outbox.send_now(_failure(call_id, error))
             if isinstance(error, MessageError):
                 self._note_bad("call.refused", method, error)

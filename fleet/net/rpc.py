@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from fleet.errors import DeniedError, MessageError
+from fleet.errors import DeniedError, FleetError, MessageError
 from fleet.net.flood import Seldom
 
 
@@ -39,6 +39,8 @@ class Router:
 
     authorise: Authorise
     refused: Counter[str] = field(default_factory=Counter)
+    #: Told of every call that is refused before a handler is asked: the peer, the method, the body, why.
+    on_refused: Callable[[str, str, object, FleetError], None] = lambda peer_id, method, body, error: None
     #: Which refusals are logged; kept over a peer's links, so that coming again does not fill the log.
     seldom: Seldom = field(default_factory=Seldom)
     _methods: dict[str, tuple[str, Handler]] = field(default_factory=dict)

@@ -279,7 +279,7 @@ def test_what_is_recorded_is_on_disk_when_the_agent_has_stopped(tmp_path: Path) 
             nursery.start_soon(trail.run)
             trail.record(replace(DONE, job="first"))
             while not trail.written:
-                await trail.wait_grown()
+                await trail.grown.wait()
             for _ in range(ONE_BY_ONE + 5):
                 trail.record(REFUSED)
             trail.record(replace(DONE, job="last"))
@@ -317,7 +317,7 @@ def test_what_a_full_disk_does_not_take_waits_and_what_is_dropped_is_said(
             assert (trail.lost, trail.waiting, trail.written) == (15, 10, 0)
             full = False
             while not trail.written:
-                await trail.wait_grown()
+                await trail.grown.wait()
             nursery.cancel_scope.cancel()
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.1))
@@ -335,7 +335,7 @@ def test_a_number_is_written_when_its_minute_is_over(tmp_path: Path) -> None:
             for _ in range(ONE_BY_ONE + 3):
                 trail.record(REFUSED)
             while trail.written < ONE_BY_ONE + 1:
-                await trail.wait_grown()
+                await trail.grown.wait()
             assert trio.current_time() >= WINDOW
             nursery.cancel_scope.cancel()
 
