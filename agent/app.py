@@ -177,6 +177,7 @@ async def _main(config: Config, identity: Identity) -> None:
         pool=pool,
         active=active,
         jobs=jobs,
+        routes=chooser.routes,
         gate=gate,
         router=router,
         membership=membership,

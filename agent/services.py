@@ -23,6 +23,7 @@ from agent.membership import Membership
 from agent.observe.metrics import CONTENT_TYPE
 from agent.observe.outcast import refusing_all
 from agent.observe.warnings import Warning
+from agent.routing.explain import RouteLog
 from agent.version import VERSION
 from fleet.document.invites import read_token
 from fleet.document.op import Op
@@ -47,6 +48,7 @@ class AgentServices:
         pool: EnginePool,
         active: ActiveJobs,
         jobs: Once,
+        routes: RouteLog,
         gate: Gate,
         router: Router,
         membership: Membership,
@@ -60,6 +62,7 @@ class AgentServices:
         self._pool = pool
         self._active = active
         self._jobs = jobs
+        self._routes = routes
         self._books = books
         self._gate = gate
         self._router = router
@@ -208,6 +211,11 @@ class AgentServices:
                 }
             )
         return sorted(facts, key=lambda fact: (not fact["connected"], str(fact["name"])))
+
+    def route_facts(self, job: str) -> Mapping[str, object] | None:
+        """Why a job of this box's clients ran where it ran; None where nothing is remembered of it."""
+        route = self._routes.find(job)
+        return None if route is None else route.facts()
 
     # --- the fleet document ----------------------------------------------------------------------------------------
 

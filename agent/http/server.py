@@ -75,6 +75,7 @@ class App:
             "/v1/embeddings": ("POST", openai.embedding),
             "/v1/fleet/self": ("GET", fleet.self_facts),
             "/v1/fleet/peers": ("GET", fleet.peers),
+            "/v1/fleet/jobs/{id}/route": ("GET", fleet.route),
             "/v1/fleet/boxes": ("GET", document.boxes),
             "/v1/fleet/document/ops": ("GET", document.export),
             "/v1/fleet/document/offer": ("POST", document.offer),

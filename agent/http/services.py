@@ -79,6 +79,9 @@ class Services(DocumentServices, Protocol):
     def peer_facts(self) -> Sequence[Mapping[str, object]]:
         """Every box this one is linked to, dials, or has heard."""
 
+    def route_facts(self, job: str) -> Mapping[str, object] | None:
+        """Why a job ran where it ran; None where nothing is remembered of it."""
+
     def readiness(self) -> Readiness:
         """Whether jobs are taken now."""
 
