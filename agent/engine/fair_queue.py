@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final, Generic, Literal, TypeVar
+from typing import Final, Generic, TypeVar
 
-Priority = Literal["interactive", "normal", "bulk"]
+from fleet.net.messages import Priority
 
 #: The asker of jobs that this box's own clients sent.
 LOCAL: Final = ""

@@ -7,6 +7,7 @@ import json
 import trio
 
 from agent.engine.fair_queue import LOCAL
+from agent.engine.forecast import work_of
 from agent.engine.protocol import Embed, Failed, ProtocolError, Submit, encode
 from agent.errors import AgentError, BadRequestError, ContextLengthError, EngineError
 from fleet.net.messages import ChatMessage, Delta, Embedded, Finished, InferRequest, Started
@@ -35,6 +36,7 @@ class QueuedJob:
         self.request = request
         self.asker = asker_of(request)
         self.began = 0.0
+        self.work = work_of(request)
         #: Set when the child no longer has the job, or never will.
         self.left_child = trio.Event()
         most = len(request.texts) or min(request.sampling.max_tokens or context_tokens, context_tokens)

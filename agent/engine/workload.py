@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable
 from typing import Final
 
@@ -12,6 +11,7 @@ import trio
 
 from agent.engine.child import Child
 from agent.engine.fair_queue import LOCAL, FairQueue, refusal
+from agent.engine.forecast import Forecast
 from agent.engine.job import QueuedJob, asker_of
 from agent.engine.protocol import Begun, Cancel, Done, Failed, Step, Vectors, encode
 from agent.engine.rates import MovingRate
@@ -24,8 +24,6 @@ CANCEL_LIMIT: Final = 2.0
 #: Seconds after which a child that has not confirmed one may hang, and is given no more jobs until it does: those that
 #: wait would die with it. A cancel is confirmed between two steps, in milliseconds, on slow boxes in tenths of seconds.
 SUSPECT_AFTER: Final = 0.5
-#: Seconds a job is taken to last before any has been measured.
-_JOB_GUESS: Final = 5.0
 
 log = structlog.get_logger("shoal.engine")
 
@@ -42,6 +40,8 @@ class Workload:
         self.slots = slots
         self.decode = MovingRate()
         self.prefill = MovingRate()
+        #: The share of work of each asker; all have the same unless somebody says otherwise.
+        self.weight_of: Callable[[str], float] = lambda asker: 1.0
         #: When a job last came or went, on trio's clock.
         self.last_used = 0.0
         self._max_queue = max_queue
@@ -68,7 +68,7 @@ class Workload:
     @property
     def retry_after(self) -> int:
         """Seconds after which a job that is refused now may find a slot."""
-        return max(1, math.ceil((self._job_seconds.value or _JOB_GUESS) / self.slots))
+        return self._forecast(ahead=self.queued).retry_after
 
     def attach(self, child: Child, nursery: trio.Nursery, slots: int) -> None:
         """A child is ready for jobs; those that wait go to it. `nursery` lives as long as it does."""
@@ -85,13 +85,14 @@ class Workload:
         self.decode, self.prefill = MovingRate(), MovingRate()
 
     def admit(self, request: InferRequest, context_tokens: int) -> QueuedJob:
-        """Take a job in. Raises OverloadedError when the queue, or its asker's share of it, is full, BadRequestError
-        for a request that is too large to be passed on.
+        """Take a job in. Raises OverloadedError when the queue, or its asker's share of it, is full, or the job could
+        not be done by its deadline, and BadRequestError for a request that is too large to be passed on.
         """
         self._refuse_what_is_too_much(request)
         job = QueuedJob(next(self._ids), request, context_tokens)
-        self._waiting.put(job.asker, job)
-        self.last_used = trio.current_time()
+        now = self.last_used = trio.current_time()
+        weight = 1.0 if job.asker == LOCAL else self.weight_of(job.asker)
+        self._waiting.put(job.asker, job, priority=request.priority, cost=job.work, weight=weight, now=now)
         self._hand_out()
         self._on_change()
         return job
@@ -118,8 +119,10 @@ class Workload:
             case Vectors():
                 self._deliver_vectors(child, message, model_hash)
             case Done():
-                self._leave(message.id, _finished(message))
+                job = self._leave(message.id, _finished(message))
                 self._measure(message)
+                if job is not None:
+                    self._waiting.settle(job.asker, message.prompt_tokens + message.completion_tokens - job.work)
             case Failed():
                 self._leave(message.id, message)
 
@@ -145,12 +148,17 @@ class Workload:
             of_asker=running.count(asker) + self._waiting.count(asker),
             of_peers=self.running + self.queued - running.count(LOCAL) - self._waiting.count(LOCAL),
         )
+        forecast = self._forecast(self._waiting.ahead(asker, request.priority))
+        reason = reason or forecast.too_late(request)
         if reason is not None:
             raise OverloadedError(
                 f"no more jobs for {self.name} are taken now: {reason}",
-                details={"queued": self.queued, "running": self.running},
-                retry_after=self.retry_after,
+                details={"queued": self.queued, "running": self.running, "eta_s": round(forecast.done_in(request), 1)},
+                retry_after=forecast.retry_after,
             )
+
+    def _forecast(self, ahead: int) -> Forecast:
+        return Forecast(ahead, self.running, self.slots, self._job_seconds.value, self.decode.value)
 
     async def _confirm_cancel(self, job: QueuedJob, child: Child) -> None:
         with trio.move_on_after(SUSPECT_AFTER) as waiting:
@@ -195,16 +203,17 @@ class Workload:
             self._deliver(child, vectors.id, Started(model=self.name, hash=model_hash, prompt_tokens=0))
         self._deliver(child, vectors.id, event)
 
-    def _leave(self, id: int, end: Finished | Failed | None) -> None:
-        """A job is out of the child; its slot goes to the next."""
+    def _leave(self, id: int, end: Finished | Failed | None) -> QueuedJob | None:
+        """A job is out of the child; its slot goes to the next. Returns the job, None where nobody knows it."""
         job = self._running.pop(id, None)
         if job is None:
-            return
+            return None
         job.end(end)
         self.last_used = trio.current_time()
         self._job_seconds.add(self.last_used - job.began)
         self._hand_out()
         self._on_change()
+        return job
 
     def _measure(self, done: Done) -> None:
         if done.completion_tokens >= 8 and done.decode_ms > 0:
@@ -215,8 +224,9 @@ class Workload:
     def _hand_out(self) -> None:
         """Give waiting jobs to the child as far as it has slots and answers, by turns of their askers."""
         while self._child is not None and self._waiting and len(self._running) < self.slots and not self._unconfirmed:
-            job = self._waiting.take()
-            job.began = trio.current_time()
+            now = trio.current_time()
+            job = self._waiting.take(now)
+            job.began = now
             self._running[job.id] = job
             self._child.post(job.frame)
 

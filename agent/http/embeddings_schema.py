@@ -17,6 +17,7 @@ from agent.http.openai_body import (
     policy_of,
     prompt_too_long,
     traceparent_of,
+    urgency_of,
     validated,
 )
 from agent.http.openai_fields import supported_only
@@ -84,5 +85,6 @@ def parse_embedding(body: bytes, header: Callable[[str], str | None], job_id: st
         texts=tuple(request.input),
         pooling=request.pooling,
         traceparent=traceparent_of(header("traceparent")),
+        **urgency_of(header),
     )
     return AskedVectors(Job(infer, policy_of(header)), request.encoding_format, request.dimensions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
@@ -10,10 +11,14 @@ from pydantic_core import from_json
 
 from agent.errors import BadRequestError
 from agent.http.exchange import text_of
-from agent.jobs.job import POLICIES
+from agent.jobs.job import POLICIES, PRIORITIES
 from agent.routing.decide import Policy
 from agent.trace import parse
 from fleet.net.messages import MAX_PROMPT_BYTES
+
+#: Seconds that a client may wait at most.
+MAX_DEADLINE: Final = 86_400
+_SECONDS: Final = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
 
 
 class StrictModel(BaseModel):
@@ -84,6 +89,20 @@ def choice_of(header: Callable[[str], str | None], name: str, values: tuple[C, .
 def policy_of(header: Callable[[str], str | None]) -> Policy:
     """Where the client lets its job run; raises BadRequestError."""
     return choice_of(header, "X-Shoal-Offload", POLICIES, "prefer")
+
+
+def urgency_of(header: Callable[[str], str | None]) -> dict[str, Any]:
+    """How urgent a client's job is, as fields of InferRequest; raises BadRequestError."""
+    fields: dict[str, Any] = {"priority": choice_of(header, "X-Shoal-Priority", PRIORITIES, "normal")}
+    given = header("x-shoal-deadline")
+    if given is not None:
+        if not _SECONDS.fullmatch(given) or not 0 < float(given) <= MAX_DEADLINE:
+            raise BadRequestError(
+                f"X-Shoal-Deadline must be seconds, more than 0 and at most {MAX_DEADLINE}; not {given[:40]!r}",
+                details={"param": "X-Shoal-Deadline"},
+            )
+        fields["deadline_ms"] = max(1, round(float(given) * 1000))
+    return fields
 
 
 def traceparent_of(header: str | None) -> str | None:

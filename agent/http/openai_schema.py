@@ -24,6 +24,7 @@ from agent.http.openai_body import (
     policy_of,
     prompt_too_long,
     traceparent_of,
+    urgency_of,
     validated,
 )
 from agent.http.openai_fields import supported_only
@@ -277,6 +278,7 @@ def _asked(
 ) -> Asked:
     if _of_version_2(infer):
         infer = infer.model_copy(update={"v": 2})
+    infer = infer.model_copy(update=urgency_of(header))
     if request.stream_options is not None and not request.stream:
         raise BadRequestError("stream_options is only allowed when stream is true", details={"param": "stream_options"})
     policy = policy_of(header)

@@ -42,6 +42,8 @@ from fleet.net.messages import InferRequest, ModelPresence
 
 #: A busy box that asks for more patience than a day (seconds) is not believed.
 MAX_RETRY_AFTER: Final = 86_400
+#: Claims that say something of the box, and not of the request.
+_OF_THE_BOX: Final = ("model_load", "denied")
 #: Characters of a field's name, and of a reason that goes into a header.
 _MAX_PARAM: Final = 64
 _MAX_REASON: Final = 200
@@ -76,6 +78,12 @@ class Failure:
     final: AgentError | None = None
     claim: AgentError | None = None
     needs_context: int | None = None
+
+    @property
+    def of_the_box(self) -> bool:
+        """Whether the box itself is to blame, and may be left alone if it goes on like that."""
+        blamed = self.claim is None or self.claim.code in _OF_THE_BOX
+        return blamed and not self.overloaded and self.final is None
 
 
 def of_peer(error: FleetError, request: InferRequest, held: ModelPresence | None) -> Failure:

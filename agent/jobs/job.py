@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from agent.routing.decide import Policy
-from fleet.net.messages import Delta, Embedded, Finished, InferRequest
+from fleet.net.messages import Delta, Embedded, Finished, InferRequest, Priority
 
 OnInterrupt = Literal["error", "resume"]
 
 POLICIES: tuple[Policy, ...] = ("never", "prefer", "require")
+PRIORITIES: tuple[Priority, ...] = ("interactive", "normal", "bulk")
 
 
 @dataclass(frozen=True)

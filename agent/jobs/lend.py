@@ -12,7 +12,7 @@ from agent.config import TimeoutsConfig
 from agent.errors import AgentError, ContextLengthError, EngineError, OverloadedError
 from agent.jobs.active import ActiveJobs
 from agent.jobs.neighbourhood import Generate, Neighbourhood
-from agent.jobs.watch import EngineEvent, watched
+from agent.jobs.watch import EngineEvent, hurried, watched
 from agent.log import bound_job
 from fleet.errors import MessageError, PeerUnreachableError, RemoteError
 from fleet.net.messages import Delta, InferRequest, parse
@@ -74,7 +74,8 @@ class Lender:
                 if refusal is not None:
                     raise OverloadedError(f"this box takes no jobs of others now: {refusal}", retry_after=RETRY_AFTER)
                 log.info("job.lent", peer=call.peer_id, model=held.name)
-                await watched(self._timeouts, lambda send: self._generate(held.hash, request, send), relay)
+                limits = hurried(self._timeouts, request)
+                await watched(limits, lambda send: self._generate(held.hash, request, send), relay)
                 outcome = "ok"
                 return {}
         except (trio.Cancelled, PeerUnreachableError):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Final
 
 import structlog
 import trio
@@ -11,24 +12,19 @@ import trio
 from agent.config import TimeoutsConfig
 from agent.errors import (
     AgentError,
+    DeadlineError,
     InterruptedJobError,
     LoopDetectedError,
-    ModelLoadError,
-    ModelNotFoundError,
-    NoCapablePeerError,
-    NoLocalModelError,
-    OverloadedError,
-    PeerUnreachableError,
-    RefusedByPeersError,
 )
-from agent.jobs import failure
+from agent.jobs import failure, refusal
 from agent.jobs.active import ActiveJobs
 from agent.jobs.answer import AnswerCheck, BadAnswerError
+from agent.jobs.breaker import Breaker
 from agent.jobs.failure import Failure
 from agent.jobs.job import Emit, Job, Resumed, Routed
 from agent.jobs.neighbourhood import Generate, Neighbourhood
 from agent.jobs.vectors import VectorCheck
-from agent.jobs.watch import EngineEmit, EngineEvent, watched
+from agent.jobs.watch import EngineEmit, EngineEvent, hurried, watched
 from agent.log import bound_job
 from agent.routing.chooser import Chooser
 from agent.routing.decide import Decision, Verdict
@@ -44,8 +40,9 @@ log = structlog.get_logger("shoal.jobs")
 
 @dataclass
 class _Progress:
-    """What the client has seen so far, and what was tried."""
+    """What the client has seen so far, and what was tried since the job `began`."""
 
+    began: float
     text: str = ""
     tokens: int = 0
     prompt_tokens: int = 0
@@ -70,6 +67,8 @@ class JobRunner:
         self._active = active
         self._timeouts = timeouts
         self._chooser = chooser or Chooser()
+        #: Peers that keep failing at a model; to be told of links that come up.
+        self.breaker: Final = Breaker()
 
     async def run(self, job: Job, emit: Emit) -> None:
         """Run a job to its end, awaiting `emit` with Routed, Delta… or Embedded…, Finished (see `agent.jobs.job`).
@@ -80,7 +79,7 @@ class JobRunner:
         request = job.request
         with bound_job(request.job, request.traceparent):
             began = trio.current_time()
-            progress = _Progress()
+            progress = _Progress(began)
             outcome = "failed"
             try:
                 with self._active.track():
@@ -108,10 +107,10 @@ class JobRunner:
         while True:
             decision = await self._decide(job, progress)
             if not decision.order:
-                raise self._refusal(job, decision, progress)
+                raise self._exhausted(progress) if progress.failures else refusal.of(self._fleet, job, decision)
             target = decision.order[0]
             verdict = next(v for v in decision.verdicts if v.peer_id == target)
-            failed = await self._attempt(job, target, verdict, emit, progress)
+            failed = await self._tried(job, target, verdict, emit, progress)
             if failed is None:
                 self._chooser.note_served(job.request, target)
                 return
@@ -131,11 +130,29 @@ class JobRunner:
             if len(progress.failures) >= MAX_ATTEMPTS:
                 raise self._exhausted(progress)
 
+    async def _tried(self, job: Job, target: str, verdict: Verdict, emit: Emit, progress: _Progress) -> Failure | None:
+        """Attempt it, and remember of a peer how that went."""
+        held = self._holding(target, job.request.model)
+        if target == self._fleet.peer_id or held is None:
+            return await self._attempt(job, target, verdict, emit, progress)
+        self.breaker.asked(target, held.hash, trio.current_time())
+        failed: Failure | None = Failure("cancelled", overloaded=True)  # as long as nothing else is known
+        try:
+            failed = await self._attempt(job, target, verdict, emit, progress)
+        finally:
+            if failed is None:
+                self.breaker.done(target, held.hash)
+            elif not failed.of_the_box:
+                self.breaker.let_go(target, held.hash)
+            elif self.breaker.failed(target, held.hash, trio.current_time()):
+                log.warning("job.box_left_alone", box=verdict.name, model=held.name, reason=failed.reason)
+        return failed
+
     async def _attempt(
         self, job: Job, target: str, verdict: Verdict, emit: Emit, progress: _Progress
     ) -> Failure | None:
         """Run (or go on with) the job on one box; returns what failed, None when the job is done."""
-        request = _continued(job.request, progress)
+        request = _continued(_in_time(job.request, progress.began), progress)
         held = self._holding(target, request.model)
         if held is None:
             return Failure("no longer holds the model")
@@ -221,10 +238,11 @@ class JobRunner:
 
     async def _ask(self, target: str, model_hash: str, request: InferRequest, relay: EngineEmit) -> None:
         """Run the request on a box, this one or a peer, within the job's deadlines."""
+        limits = hurried(self._timeouts, request)
         if target == self._fleet.peer_id:
-            await watched(self._timeouts, lambda send: self._generate(model_hash, request, send), relay)
+            await watched(limits, lambda send: self._generate(model_hash, request, send), relay)
         else:
-            await watched(self._timeouts, lambda send: self._fleet.infer(target, request, send), relay)
+            await watched(limits, lambda send: self._fleet.infer(target, request, send), relay)
 
     def _holding(self, target: str, model: str) -> ModelPresence | None:
         """What a box holds of a model, by its own word."""
@@ -272,72 +290,22 @@ class JobRunner:
         model, failed_here = job.request.model, self._fleet.peer_id in progress.failures
         local, peers = self._fleet.local_state(model), self._fleet.peer_states(model)
         decision = self._chooser.decide(job.request, job.policy, local, peers, failed_here=failed_here)
-        if not progress.failures:
-            return decision
-        return _without_failed(job, decision, progress, self._fleet)
-
-    def _refusal(self, job: Job, decision: Decision, progress: _Progress) -> AgentError:
-        model = job.request.model
         if progress.failures:
-            return self._exhausted(progress)
-        problem = None if job.policy == "require" else self._fleet.local_problem(model)
-        if problem is not None:
-            problem.details["candidates"] = _candidates(decision)
-            return problem
-        if decision.refusal == "no_local_model":
-            return NoLocalModelError(
-                f"this box does not hold {model!r} and the request forbids asking another (X-Shoal-Offload: never)",
-                details={"candidates": _candidates(decision)},
-            )
-        peers = self._fleet.peer_states(model)
-        refusing = [peer.name for peer in peers if peer.refused and not peer.connected and peer.may_hold]
-        others = any(peer.model is not None and peer.name not in refusing for peer in peers)
-        if refusing and not others and not self._fleet.unheard():
-            return RefusedByPeersError(
-                f"{', '.join(refusing)} may hold {model!r} but refuses this box's key {self._fleet.peer_id}; an admin"
-                " of that fleet has to let it in, with an invite or by allowing the key",
-                details={"candidates": _candidates(decision)},
-            )
-        failed = [peer.name for peer in peers if peer.model is not None and peer.model.state == "failed"]
-        if failed and not any(peer.model is not None and peer.model.state != "failed" for peer in peers):
-            return ModelLoadError(
-                f"{', '.join(failed)} should hold {model!r} but cannot load it; `shoal doctor` there says why",
-                details={"candidates": _candidates(decision)},
-            )
-        known = self._fleet.known_models()
-        held_somewhere = any(peer.model is not None for peer in peers)
-        here = self._fleet.local_state(model).model is not None
-        if known and not held_somewhere and not here and not self._fleet.unheard():
-            return ModelNotFoundError(
-                f"no box of this fleet holds {model!r}; it holds: {', '.join(known)}", details={"known": list(known)}
-            )
-        seen = "; ".join(f"{v.name}: {v.reason}" for v in decision.verdicts)
-        return NoCapablePeerError(
-            f"no box can serve {model!r} now ({seen}); see `shoal peers` and `shoal doctor`",
-            details={"candidates": _candidates(decision)},
-            retry_after=30,
-        )
+            decision = _without_failed(job, decision, progress, self._fleet)
+        return self._without_broken(job, decision)
+
+    def _without_broken(self, job: Job, decision: Decision) -> Decision:
+        """The decision with those boxes taken out that keep failing at the model."""
+        now = trio.current_time()
+        refusals: dict[str, str] = {}
+        for peer in decision.order:
+            held = self._holding(peer, job.request.model) if peer != self._fleet.peer_id else None
+            if held is not None and (reason := self.breaker.refusal(peer, held.hash, now)) is not None:
+                refusals[peer] = reason
+        return decision.without(refusals)
 
     def _exhausted(self, progress: _Progress) -> AgentError:
-        """Nobody is left to try."""
-        claim = failure.agreed(list(progress.failures.values()))
-        if claim is not None and progress.routed is None:
-            return claim
-        tried = "; ".join(f"{self._name(peer)}: {f.reason}" for peer, f in progress.failures.items())
-        details = {"tried": [{"peer_id": p, "reason": f.reason} for p, f in progress.failures.items()]}
-        if progress.routed is not None:
-            return InterruptedJobError(f"no box is left to go on with the text ({tried})", details=details)
-        if any(f.overloaded for f in progress.failures.values()):
-            after = max((f.retry_after or 1) for f in progress.failures.values())
-            return OverloadedError(f"every box that could serve is busy ({tried})", details=details, retry_after=after)
-        return PeerUnreachableError(
-            f"the boxes that were asked failed before the first token ({tried})", details=details, retry_after=5
-        )
-
-    def _name(self, peer_id: str) -> str:
-        if peer_id == self._fleet.peer_id:
-            return self._fleet.name
-        return next((p.name for p in self._fleet.peer_states("") if p.peer_id == peer_id), peer_id)
+        return refusal.exhausted(self._fleet, progress.failures, interrupted=progress.routed is not None)
 
 
 def _end(progress: _Progress, last: Finished | None = None) -> Finished:
@@ -357,6 +325,17 @@ def _used_up(job: Job, progress: _Progress) -> bool:
     return most is not None and progress.tokens >= most
 
 
+def _in_time(request: InferRequest, began: float) -> InferRequest:
+    """The request with what is left of the client's deadline; raises DeadlineError where nothing is."""
+    if request.deadline_ms is None:
+        return request
+    left = request.deadline_ms - round((trio.current_time() - began) * 1000)
+    if left <= 0:
+        text = f"the answer was not complete within the {request.deadline_ms / 1000:g} s that the request has"
+        raise DeadlineError(text, details={"phase": "total"})
+    return request.model_copy(update={"deadline_ms": left})
+
+
 def _continued(request: InferRequest, progress: _Progress) -> InferRequest:
     """The request as it stands after the text so far: what exists is a prefix, and counts against max_tokens."""
     if not progress.tokens:
@@ -372,24 +351,9 @@ def _without_failed(job: Job, decision: Decision, progress: _Progress, fleet: Ne
     needed = max((f.needs_context or 0 for f in progress.failures.values()), default=0)
     held = {peer.peer_id: peer.model for peer in fleet.peer_states(job.request.model)}
 
-    def too_small(peer_id: str) -> bool:
-        model = held.get(peer_id)
-        return model is not None and model.context_tokens <= needed
-
-    def now(verdict: Verdict) -> Verdict:
-        if verdict.peer_id in progress.failures:
-            return replace(verdict, accepted=False, reason=progress.failures[verdict.peer_id].reason)
-        if verdict.accepted and too_small(verdict.peer_id):
-            return replace(verdict, accepted=False, reason="the prompt is longer than its context")
-        return verdict
-
-    order = tuple(peer for peer in decision.order if peer not in progress.failures and not too_small(peer))
-    verdicts = tuple(now(verdict) for verdict in decision.verdicts)
-    return Decision(order, verdicts, decision.refusal if order else decision.refusal or "no_capable_peer")
-
-
-def _candidates(decision: Decision) -> list[dict[str, object]]:
-    return [
-        {"peer_id": v.peer_id, "name": v.name, "reason": v.reason, "decode_rate": v.decode_rate}
-        for v in decision.verdicts
-    ]
+    refused = {
+        peer: "the prompt is longer than its context"
+        for peer in decision.order
+        if (model := held.get(peer)) is not None and model.context_tokens <= needed
+    }
+    return decision.without(refused | {peer: failed.reason for peer, failed in progress.failures.items()})

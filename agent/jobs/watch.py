@@ -10,11 +10,18 @@ import trio
 from agent.config import TimeoutsConfig
 from agent.errors import DeadlineError
 from agent.jobs import observation
-from fleet.net.messages import Delta, Embedded, Finished, Started
+from fleet.net.messages import Delta, Embedded, Finished, InferRequest, Started
 
 EngineEvent = Started | Delta | Embedded | Finished
 EngineEmit = Callable[[EngineEvent], Awaitable[None]]
 Phase = Literal["first_token", "inter_token", "total", "client_stalled"]
+
+
+def hurried(timeouts: TimeoutsConfig, request: InferRequest) -> TimeoutsConfig:
+    """The deadlines of a job, the client's own one among them."""
+    if request.deadline_ms is None:
+        return timeouts
+    return timeouts.model_copy(update={"total": min(timeouts.total, request.deadline_ms / 1000)})
 
 
 async def watched(timeouts: TimeoutsConfig, run: Callable[[EngineEmit], Awaitable[None]], emit: EngineEmit) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -107,6 +107,17 @@ class Decision:
     order: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
     refusal: Literal["", "no_local_model", "no_capable_peer"] = ""
+
+    def without(self, refused: Mapping[str, str]) -> Decision:
+        """The decision with boxes taken out, by PeerID, each with the reason."""
+        if not refused:
+            return self
+        order = tuple(peer for peer in self.order if peer not in refused)
+        verdicts = tuple(
+            replace(one, accepted=False, reason=refused[one.peer_id]) if one.peer_id in refused else one
+            for one in self.verdicts
+        )
+        return Decision(order, verdicts, self.refusal if order else self.refusal or "no_capable_peer")
 
 
 def decide(ask: Ask, local: LocalState, peers: Sequence[PeerState], rules: Rules) -> Decision:

@@ -43,6 +43,7 @@ JobId = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9.
 
 
 TokenId = Annotated[int, Field(ge=0, le=(1 << 31) - 1)]
+Priority = Literal["interactive", "normal", "bulk"]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
 
@@ -173,6 +174,9 @@ class InferRequest(_Wire):
     know them refuses the job and does not answer something else. `session` names a conversation whose memory may be
     kept for its next turn; a box that does not know it computes it again. `pooling` says how the vectors of a text's
     tokens become one: as the model was made for (empty), their mean, the first one's or the last one's.
+
+    `priority` is how urgent the job is among those that wait with it; `deadline_ms` how long the asking box waits for
+    the end of the answer, from when it sends the job: a box that cannot make that refuses at once.
     """
 
     v: Literal[1, 2] = 1
@@ -192,6 +196,8 @@ class InferRequest(_Wire):
     truncate: Literal["", "oldest", "middle"] = ""
     session: str = Field(default="", max_length=128)
     route: Annotated[tuple[PeerIdText, ...], FailFast()] = Field(default=(), max_length=MAX_ROUTE)
+    priority: Priority = "normal"
+    deadline_ms: int | None = Field(default=None, ge=1, le=86_400_000)
     traceparent: str | None = Field(default=None, max_length=64)
 
     @model_validator(mode="after")

@@ -122,9 +122,13 @@ def serve(words: Sequence[str], *, gap: float = 0.01, then: BaseException | None
     return script
 
 
-def fail(error: BaseException) -> Script:
+#: What a peer says whose model failed.
+ENGINE_FAILED = RemoteError("engine", "the model failed to run", retryable=True)
+
+
+def fail(error: BaseException, after: float = 0.01) -> Script:
     async def script(request: InferRequest, emit: EngineEmit) -> None:
-        await trio.sleep(0.01)
+        await trio.sleep(after)
         raise error
 
     return script
@@ -571,7 +575,7 @@ def test_what_comes_after_the_end_of_an_answer_changes_nothing() -> None:
         assert result.seconds == pytest.approx(seconds)
 
 
-def test_b40_overloaded_everywhere_is_429_with_the_longest_wait() -> None:
+def test_b40_overloaded_everywhere_is_429_with_the_wait_for_the_first_that_has_room() -> None:
     fleet = Fleet(
         {
             "p": fail(RemoteError("overloaded", "full", details={"retry_after": 4})),
@@ -580,7 +584,7 @@ def test_b40_overloaded_everywhere_is_429_with_the_longest_wait() -> None:
     )
     result = run(fleet)
     assert isinstance(result.error, OverloadedError)
-    assert result.error.retry_after == 9
+    assert result.error.retry_after == 4
 
 
 def test_a_local_engine_that_fails_before_its_first_token_gives_way_to_a_peer() -> None:
@@ -610,3 +614,67 @@ def test_jobs_that_run_when_the_time_to_drain_is_over_end_with_an_error_of_their
     assert isinstance(result.error, DrainingError)
     assert (result.text, result.error.retry_after) == ("a", 5)
     assert active.running == 0
+
+
+def test_a_peer_that_keeps_failing_is_left_alone_until_one_job_may_try_it_again() -> None:
+    fleet = Fleet({"p": fail(ENGINE_FAILED), "q": serve(["x"])})
+
+    async def main() -> None:
+        runner = JobRunner(fleet, fleet.generate, ActiveJobs(), TimeoutsConfig())
+        routes = []
+
+        async def emit(event: JobEvent) -> None:
+            if isinstance(event, Routed):
+                routes.append(event.route)
+
+        async def asked_p() -> bool:
+            before = len(fleet.asked)
+            await runner.run(job(), emit)
+            return "p" in [who for who, _ in fleet.asked[before:]]
+
+        assert [await asked_p() for _ in range(5)] == [True, True, True, False, False]
+        assert routes[-1][1:] == ("p=failed 3 times, left alone for 10 s", "q=served")
+        await trio.sleep(10)
+        assert [await asked_p() for _ in range(2)] == [True, False]
+        fleet.peers["p"] = serve(["y"])
+        runner.breaker.link_up("p")
+        assert [await asked_p() for _ in range(5)] == [True] * 5
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+@pytest.mark.parametrize("error", [RemoteError("overloaded", "full"), RemoteError("bad_request", "no such role")])
+def test_a_peer_that_is_busy_or_refuses_a_request_is_not_left_alone(error: RemoteError) -> None:
+    fleet = Fleet({"p": fail(error), "q": serve(["x"])})
+
+    async def main() -> None:
+        runner = JobRunner(fleet, fleet.generate, ActiveJobs(), TimeoutsConfig())
+
+        async def emit(event: JobEvent) -> None:
+            await trio.lowlevel.checkpoint()
+
+        for _ in range(5):
+            await runner.run(job(), emit)
+        assert [who for who, _ in fleet.asked] == ["p", "q"] * 5
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+def test_a_deadline_ends_the_job_and_what_is_left_of_it_goes_along() -> None:
+    fleet = Fleet({"p": serve(["x"] * 100, gap=1.0), "q": serve(["y"])})
+    result = run(fleet, job(deadline_ms=5_000, sampling=Sampling(max_tokens=200)))
+    assert isinstance(result.error, DeadlineError)
+    assert result.error.details == {"phase": "total"}
+    assert result.seconds == pytest.approx(5.0, abs=0.1)
+    late = Fleet({"p": fail(ENGINE_FAILED, after=2.0), "q": serve(["y"])})
+    assert run(late, job(deadline_ms=5_000)).text == "y"
+    left = [request.deadline_ms for _, request in late.asked]
+    assert left[0] == 5_000
+    assert left[1] == pytest.approx(3_000, abs=50)
+
+
+def test_a_deadline_that_has_passed_is_no_reason_to_ask_anybody_else() -> None:
+    fleet = Fleet({"p": fail(ENGINE_FAILED, after=1.0), "q": serve(["y"])})
+    result = run(fleet, job(deadline_ms=1_000))
+    assert isinstance(result.error, DeadlineError)
+    assert [who for who, _ in fleet.asked] == ["p"]

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.engine.fair_queue import AGEING, LOCAL, FairQueue, Priority, refusal
+from agent.engine.fair_queue import AGEING, LOCAL, FairQueue, refusal
+from fleet.net.messages import Priority
 
 
 def queue(*jobs: str) -> FairQueue[str]:

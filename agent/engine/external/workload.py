@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from agent.engine.fair_queue import LOCAL, FairQueue, refusal
+from agent.engine.forecast import Forecast, work_of
 from agent.engine.job import Event, asker_of
 from agent.engine.rates import MovingRate
 from agent.errors import AgentError, DrainingError, EngineError, OverloadedError
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 #: Events that wait for a caller who is slow; past that the server is read no faster than he reads.
 _BUFFER: Final = 64
-#: Seconds a job is taken to last before any has been measured.
-_JOB_GUESS: Final = 5.0
 
 
 class ExternalJob:
@@ -73,6 +71,8 @@ class Workload:
         self, serve: Callable[[ExternalJob], Awaitable[None]], max_queue: int, on_change: Callable[[], None]
     ) -> None:
         self.slots = 1
+        #: The share of work of each asker; all have the same unless somebody says otherwise.
+        self.weight_of: Callable[[str], float] = lambda asker: 1.0
         self._serve = serve
         self._max_queue = max_queue
         self._on_change = on_change
@@ -91,7 +91,8 @@ class Workload:
         self._nursery = nursery
 
     def check(self, request: InferRequest) -> None:
-        """Raise what `add` would raise: DrainingError, or OverloadedError where the queue or a share of it is full."""
+        """Raise what `add` would raise: DrainingError, or OverloadedError where the queue or a share of it is full,
+        or the job would come too late."""
         if self._nursery is None:
             raise DrainingError("the engine is shutting down")
         asker, queued = asker_of(request), len(self._waiting)
@@ -103,16 +104,21 @@ class Workload:
             of_asker=askers.count(asker) + self._waiting.count(asker),
             of_peers=self.running + queued - askers.count(LOCAL) - self._waiting.count(LOCAL),
         )
+        ahead = self._waiting.ahead(asker, request.priority)
+        forecast = Forecast(ahead, self.running, self.slots, self._seconds.value, None)
+        reason = reason or forecast.too_late(request)
         if reason is not None:
             raise OverloadedError(
                 f"no more jobs are taken now: {reason}",
-                details={"queued": queued, "running": self.running},
-                retry_after=max(1, math.ceil((self._seconds.value or _JOB_GUESS) / self.slots)),
+                details={"queued": queued, "running": self.running, "eta_s": round(forecast.done_in(request), 1)},
+                retry_after=forecast.retry_after,
             )
 
     def add(self, job: ExternalJob) -> None:
         """Take a job in that has been checked."""
-        self._waiting.put(job.asker, job)
+        priority, weight = job.request.priority, 1.0 if job.asker == LOCAL else self.weight_of(job.asker)
+        now = trio.current_time()
+        self._waiting.put(job.asker, job, priority=priority, cost=work_of(job.request), weight=weight, now=now)
         job.model.queued += 1
         self.hand_out()
         self._on_change()
@@ -128,7 +134,7 @@ class Workload:
     def hand_out(self) -> None:
         """Give the server what it has room for, by turns of the askers."""
         while self._nursery is not None and self._waiting and self.running < self.slots:
-            job = self._waiting.take()
+            job = self._waiting.take(trio.current_time())
             job.model.queued -= 1
             job.model.running += 1
             self._running.append(job)

@@ -1,0 +1,63 @@
+"""How long a job would wait and take here, as far as can be told from the jobs before it. Pure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from fleet.net.messages import InferRequest
+
+#: Seconds that a job is taken to last, and tokens that an answer is taken to have, before anything has been measured.
+JOB_SECONDS: Final = 5.0
+ANSWER_TOKENS: Final = 128
+#: Bytes of a prompt that make a token.
+_BYTES_PER_TOKEN: Final = 4
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is known when a job comes: how many are `ahead` of it in the queue, how many run in how many slots.
+
+    `job_seconds` is what jobs took in a slot lately, `decode_rate` tokens per second; None before the first one.
+    """
+
+    ahead: int
+    running: int
+    slots: int
+    job_seconds: float | None
+    decode_rate: float | None
+
+    @property
+    def wait(self) -> float:
+        """Seconds until the job would get a slot."""
+        before = max(0, self.ahead + self.running + 1 - self.slots)
+        return before / self.slots * (self.job_seconds or JOB_SECONDS)
+
+    def done_in(self, request: InferRequest) -> float:
+        """Seconds until the job would be done, at the best: an answer may be as short as the last ones were."""
+        most = request.sampling.max_tokens or ANSWER_TOKENS
+        decoding = min(most, ANSWER_TOKENS) / self.decode_rate if self.decode_rate else 0.0
+        return self.wait + (min(decoding, self.job_seconds) if self.job_seconds is not None else decoding)
+
+    @property
+    def retry_after(self) -> int:
+        """Seconds after which a job that is refused now may find room: one job will have left by then."""
+        return max(1, math.ceil((self.job_seconds or JOB_SECONDS) / self.slots))
+
+    def too_late(self, request: InferRequest) -> str | None:
+        """Why the job cannot be done by its deadline, None where it may be."""
+        if request.deadline_ms is None or (eta := self.done_in(request)) * 1000 <= request.deadline_ms:
+            return None
+        return (
+            f"it would be done in about {eta:.1f} s and has {request.deadline_ms / 1000:g} s left"
+            f" ({self.ahead} jobs wait before it, {self.running} run)"
+        )
+
+
+def work_of(request: InferRequest) -> float:
+    """About how many tokens a job is, of its prompt and its answer, for sharing turns; at least 1."""
+    size = len(request.prompt) + len(request.prefix) + sum(map(len, request.texts))
+    size += sum(len(message.content) for message in request.messages)
+    answer = 0 if request.kind == "embedding" else request.sampling.max_tokens or ANSWER_TOKENS
+    return max(1.0, size / _BYTES_PER_TOKEN + answer)
