@@ -12,7 +12,7 @@ from typing import Final
 
 from agent.errors import ConfigError
 from fleet.document.op import Op, read_op, signature_holds
-from fleet.document.opset import OpSet
+from fleet.document.opset import OpSet, refuse_other_fleets
 from fleet.document.store import OpStore
 from fleet.document.view import fold
 from fleet.errors import DamagedGenesisError, RefusedOpError
@@ -47,12 +47,17 @@ def locked_state_dir(state_dir: Path) -> Iterator[None]:
 
 
 def read_document(state_dir: Path) -> tuple[Genesis | None, list[Op]]:
-    """The genesis and every op on disk; works beside a running agent. Raises StoreError."""
+    """The genesis and every op on disk; works beside a running agent.
+
+    Raises StoreError, and RefusedOpError where there are ops of another fleet than the genesis says.
+    """
     store = OpStore(state_dir / FOLDER)
     genesis = store.genesis()
     if genesis is None:
         return None, []
-    return genesis, store.peek()
+    ops = store.peek()
+    refuse_other_fleets(genesis, ops)
+    return genesis, ops
 
 
 def offer_to_disk(state_dir: Path, genesis: Genesis | None, raws: Sequence[bytes]) -> list[Result]:
@@ -104,8 +109,8 @@ def _admit(ops: OpSet, raws: Sequence[bytes]) -> tuple[list[Result], list[Op], l
 
 @dataclass(frozen=True)
 class Repair:
-    """What was found and done. `problems` are SQLite's words, or what was wrong with the genesis; `set_aside` is where
-    a bad database went.
+    """What was found and done. `problems` are SQLite's words, or what was wrong with the genesis or with the fleet of
+    the ops; `set_aside` is where a bad database went.
 
     `fleet` is None where the box does not know its fleet any more, but holds ops of one, by the id `fleet_id`; a bad
     genesis is then at `genesis_set_aside`.
@@ -124,9 +129,9 @@ class Repair:
 def repair(state_dir: Path) -> Repair:
     """Check the document on disk, rebuild the file where something is wrong with it, and fold its view anew.
 
-    A damaged genesis is set aside, for only another box has a copy of it. What a bad file can no longer give comes
-    back from other boxes. Raises ConfigError while an agent runs, StoreError, and RefusedOpError where there is no
-    fleet.
+    A damaged genesis is set aside, for only another box has a copy of it, and so are ops of another fleet. What a bad
+    file can no longer give comes back from other boxes. Raises ConfigError while an agent runs, StoreError, and
+    RefusedOpError where there is no fleet.
     """
     with locked_state_dir(state_dir):
         store = OpStore(state_dir / FOLDER)
@@ -141,7 +146,10 @@ def repair(state_dir: Path) -> Repair:
         try:
             opened = store.open()
             found = tuple(store.check())
-            aside = store.rebuild() if found else opened.set_aside
+            others = sum(genesis is not None and op.fleet != genesis.fleet_id for op in opened.ops)
+            if others:
+                found += (f"{others} ops were of another fleet than genesis.cbor says",)
+            aside = store.rebuild(genesis.fleet_id if genesis else None) if found else opened.set_aside
             ops = store.peek()
         finally:
             store.close()

@@ -12,7 +12,9 @@ from __future__ import annotations
 import heapq
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
+from operator import attrgetter
 from typing import Final, Literal
 
 from fleet.document import bodies
@@ -23,6 +25,8 @@ from fleet.identity.genesis import Genesis
 NO_LIMIT: Final = 1 << 60
 
 How = Literal["cert", "join"]
+
+_SEQ_AND_ID: Final = attrgetter("seq", "id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,7 @@ def fold_authority(genesis: Genesis, ops: Iterable[Op]) -> Authority:
         elif op.kind != "node":
             by_author.setdefault(op.author, []).append(op)
     for own in by_author.values():
-        own.sort(key=lambda op: (op.seq, op.id))
+        own.sort(key=_SEQ_AND_ID)
     ranks = _Ranks(by_author, _forks(by_author))
     ranks.climb(genesis)
     certs: dict[bytes, Op] = {}
@@ -181,16 +185,17 @@ class _Ranks:
 
     def member_certs(self) -> list[Op]:
         """The certificates of members that hold, in a fixed order."""
-        return [op for op in self._vouched() if op.kind == "cert" and bodies.read_role(op.body) == "member"]
+        return [op for op in self._vouched if op.kind == "cert" and bodies.read_role(op.body) == "member"]
 
     def invites(self) -> dict[str, list[tuple[Op, bodies.Invite]]]:
         """The invites that were ever good, by id; one that was superseded since bounds the uses, see `_let_in`."""
         found: dict[str, list[tuple[Op, bodies.Invite]]] = {}
-        for op in self._vouched():
+        for op in self._vouched:
             if op.kind == "cfg" and op.path.startswith("invite/"):
                 found.setdefault(op.path.removeprefix("invite/"), []).append((op, bodies.read_invite(op.body)))
         return found
 
+    @cached_property
     def _vouched(self) -> list[Op]:
         last = self._vouching()
         return [

@@ -6,6 +6,7 @@ caller has checked signatures (`op.signature_holds`).
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,18 @@ from fleet.document.claims import Claim, Terms
 from fleet.document.op import ADMIN_KINDS, Op
 from fleet.errors import RefusedOpError
 from fleet.identity.genesis import Genesis
+
+
+def refuse_other_fleets(genesis: Genesis, ops: Iterable[Op]) -> None:
+    """Raise RefusedOpError (`other_fleet`) unless all ops are of the fleet of this genesis."""
+    others = [op.fleet for op in ops if op.fleet != genesis.fleet_id]
+    if others:
+        raise RefusedOpError(
+            "other_fleet",
+            f"{len(others)} ops on this box's disk are of another fleet (id {others[0].hex()[:16]}…) than its genesis"
+            f" (id {genesis.fleet_id.hex()[:16]}…); with the agent stopped, shoal doctor --repair sets them aside."
+            " Where genesis.cbor is what is wrong, put the right one back first",
+        )
 
 
 @dataclass(frozen=True)
@@ -119,12 +132,29 @@ class OpSet:
         return Admitted(True)
 
     def restore(self, ops: Iterable[Op]) -> None:
-        """Take back ops that this box had accepted before; nothing is checked again."""
-        for op in ops:
-            if op.kind == "node":
-                self._admit_fact(op)
-            else:
+        """Take back ops that this box had accepted before; nothing is checked again but whose fleet they are.
+
+        Raises RefusedOpError (`other_fleet`), before any is taken, where a disk has ops of another one.
+        """
+        held = list(ops)
+        refuse_other_fleets(self.genesis, held)
+        for op in held:
+            if op.kind != "node":
                 self._govern(op)
+                continue
+            own = self._facts.get(op.author)
+            if own is None:
+                own = self._facts[op.author] = {}
+            if op.path in own or len(own) >= MAX_FACTS:
+                with contextlib.suppress(RefusedOpError):
+                    self._admit_fact(op)
+                continue
+            # What a set that was kept by the rules consists of.
+            own[op.path] = op
+            self._ops[op.id] = op
+            if op.seq > self._highest.get(op.author, 0):
+                self._highest[op.author] = op.seq
+        self.version += 1
 
     def _govern(self, op: Op) -> None:
         """Keep an op of an admin, or a join, and note what it makes possible."""

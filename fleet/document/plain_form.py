@@ -12,8 +12,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
-#: fleet, author, seq, hlc, kind, path, body: well-formed and of the right types, and nothing more is said of them.
-Fields = tuple[bytes, bytes, int, int, str, str, bytes]
+#: fleet, author, seq, hlc, kind, path, body, sup: well-formed and of the right types, and nothing more is said of them.
+Fields = tuple[bytes, bytes, int, int, str, str, bytes, tuple[bytes, ...]]
 
 #: An unsigned integer in the shortest form there is for it (RFC 7049, section 3.9).
 _INTEGER: Final = rb"([\x00-\x17]|\x18[\x18-\xff]|\x19(?!\x00).{2}|\x1a(?!\x00\x00).{4}|\x1b(?!\x00\x00\x00\x00).{8})"
@@ -37,27 +37,22 @@ def read_plain(signed: bytes) -> Fields | None:
     fleet, author, seq, hlc, kind, size = head.groups()
     start = head.end()
     end = start + (size[0] - 0x60 if len(size) == 1 else size[1])
-    path = signed[start:end]
     try:
-        found = _byte_string(signed, end)
-        if found is None or signed[found[1]] != _EMPTY_LIST or len(signed) != found[1] + 1 or not path.isascii():
+        path = str(signed[start:end], "ascii")
+        first = signed[end]
+        if 0x40 <= first < 0x58:
+            start, size_of_body = end + 1, first - 0x40
+        elif first == 0x58 and signed[end + 1] >= 24:
+            start, size_of_body = end + 2, signed[end + 1]
+        elif first == 0x59 and signed[end + 1] > 0:
+            start, size_of_body = end + 3, signed[end + 1] << 8 | signed[end + 2]
+        else:
+            return None  # not a byte string, or its length is not canonical, or 64 KiB
+        end = start + size_of_body
+        if signed[end] != _EMPTY_LIST or len(signed) != end + 1:
             return None
-    except IndexError:
-        return None  # cut short
-    return fleet, author, _integer(seq), _integer(hlc), _KINDS[kind], path.decode("ascii"), signed[slice(*found)]
-
-
-def _byte_string(data: bytes, at: int) -> tuple[int, int] | None:
-    """Where the content of a byte string of at most 64 KiB starts and ends; None where its length is not canonical."""
-    first = data[at]
-    if 0x40 <= first <= 0x57:
-        return at + 1, at + 1 + first - 0x40
-    if first == 0x58 and data[at + 1] >= 24:
-        return at + 2, at + 2 + data[at + 1]
-    if first == 0x59 and data[at + 1] > 0:
-        return at + 3, at + 3 + (data[at + 1] << 8 | data[at + 2])
-    return None
-
-
-def _integer(data: bytes) -> int:
-    return data[0] if len(data) == 1 else int.from_bytes(data[1:], "big")
+    except (IndexError, UnicodeDecodeError):
+        return None
+    seq_value = seq[0] if len(seq) == 1 else int.from_bytes(seq[1:], "big")
+    hlc_value = hlc[0] if len(hlc) == 1 else int.from_bytes(hlc[1:], "big")
+    return fleet, author, seq_value, hlc_value, _KINDS[kind], path, signed[start:end], ()

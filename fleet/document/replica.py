@@ -25,6 +25,8 @@ log = structlog.get_logger("shoal.document")
 _INLINE: Final = 8
 #: Ops checked, and then committed, together: about 10 ms.
 _BATCH: Final = 256
+#: Threads that check, however many offers there are: more are no faster, and would crowd out what the box is there for.
+_CHECKERS: Final = 2
 
 
 class Store(Protocol):
@@ -111,6 +113,7 @@ class Replica:
         self._clock = HybridClock()
         self._listeners: list[Listener] = []
         self._lock = trio.Lock()
+        self._checkers = trio.CapacityLimiter(_CHECKERS)
         self._changed = trio.Event()
         self._unsaved: list[Change] = []
         self._governance: tuple[int, Governance] | None = None
@@ -218,19 +221,24 @@ class Replica:
         if len(half.raws) <= _INLINE:
             half.checked = self._check(half.raws)
         else:
-            half.checked = await trio.to_thread.run_sync(self._check, half.raws)
+            half.checked = await trio.to_thread.run_sync(self._check, half.raws, limiter=self._checkers)
 
     def _check(self, raws: Sequence[bytes]) -> list[_Checked]:
-        """Limits, form, signature. Runs in a thread; touches nothing of this object but the set's ids."""
+        """Limits, form, signature. Runs in a thread; touches nothing of this object but the set's ids.
+
+        All are read before the first signature is looked at: signatures are checked outside the interpreter's lock, and
+        two threads that also had to read ops in between would wait for one another most of the time.
+        """
         checked: list[_Checked] = []
         for raw in raws:
             try:
-                op = read_op(raw)
+                checked.append((read_op(raw), None))
             except RefusedOpError as error:
                 checked.append((None, error.reason))
-                continue
-            known = op.id in self.ops  # the signature of one that is held was checked when it came
-            checked.append((op, None if known or self._verify(op) else "signature"))
+        for index, (op, _) in enumerate(checked):
+            # The signature of one that is held was checked when it came.
+            if op is not None and op.id not in self.ops and not self._verify(op):
+                checked[index] = (op, "signature")
         return checked
 
     async def _admit(self, checked: Sequence[_Checked]) -> list[Outcome]:
@@ -301,8 +309,12 @@ class Replica:
 
 
 def _commit(store: Store, changes: Sequence[Change]) -> None:
-    gone = {op.id for change in changes for op in change.dropped}
-    store.commit(
-        [op for change in changes for op in change.added if op.id not in gone],
-        [op for change in changes for op in change.dropped],
-    )
+    """Write what several changes come to: an op that left the set in one may have come back with a later one."""
+    added: dict[bytes, Op] = {}
+    dropped: dict[bytes, Op] = {}
+    for change in changes:
+        for op in change.dropped:
+            added.pop(op.id, None)
+            dropped[op.id] = op
+        added |= {op.id: op for op in change.added}
+    store.commit(added.values(), dropped.values())

@@ -9,19 +9,17 @@ import contextlib
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from fleet import cbor
-from fleet.document.acceptance import body_is_well_formed
-from fleet.document.clock import MAX_HLC
-from fleet.document.op import ID_BYTES, KEY_BYTES, MAX_SEQ, SIGNATURE_BYTES, Op, op_id, read_op
+from fleet.document.op import Op
+from fleet.document.records import SCHEMA_VERSION, checksum, make_table, read_ops, read_rows
+from fleet.durable import sync_folder
 from fleet.errors import DamagedGenesisError, RefusedOpError, StoreError
 from fleet.identity.genesis import MAX_GENESIS, Genesis
 
-_SCHEMA_VERSION: Final = 1
 _GENESIS: Final = "genesis.cbor"
 _DATABASE: Final = "document.db"
 _BUSY_SECONDS: Final = 10
@@ -30,8 +28,8 @@ _BUSY_SECONDS: Final = 10
 @dataclass(frozen=True)
 class Opened:
     """What was found: `ops` to be restored; `set_aside` names a corrupt database that was moved out of the way;
-    `damaged` counts records that no longer match their id, or are no ops, and were left out, to be fetched again from
-    peers."""
+    `damaged` counts records that do not match their id or their checksum any more, or are no ops, and were left out, to
+    be fetched again from peers."""
 
     ops: list[Op]
     set_aside: Path | None = None
@@ -47,6 +45,9 @@ class OpStore:
         self._connection: sqlite3.Connection | None = None
         #: The fleet of the ops in the open database; None while there are none.
         self._fleet: bytes | None = None
+        #: In which row an op is, and the first row that is free.
+        self._rows: dict[bytes, int] = {}
+        self._next = 1
         # sqlite3 objects may be used by one thread at a time; which one does not matter.
         self._lock = threading.RLock()
 
@@ -85,7 +86,7 @@ class OpStore:
         target = _free_name(path)
         try:
             path.rename(target)
-            _sync_folder(self._folder)
+            sync_folder(self._folder)
         except OSError as error:
             raise StoreError(f"cannot rename {path}: {error.strerror or error}") from None
         return target
@@ -110,7 +111,7 @@ class OpStore:
                 file.flush()
                 os.fsync(file.fileno())
             new.rename(path)
-            _sync_folder(self._folder)
+            sync_folder(self._folder)
         except OSError as error:
             raise StoreError(f"cannot write {path}: {error.strerror or error}") from None
 
@@ -139,39 +140,43 @@ class OpStore:
         connection.execute("pragma synchronous = full")
         connection.execute("pragma journal_size_limit = 4000000")
         found = connection.execute("pragma user_version").fetchone()[0]
-        if found not in (0, _SCHEMA_VERSION):
+        if found > SCHEMA_VERSION:
             self.close()
             raise StoreError(f"{self._path} was written by a newer shoal (schema {found}); update this one")
-        with _transaction(connection):
-            connection.execute("create table if not exists op (id blob primary key, raw blob not null) without rowid")
-            connection.execute(f"pragma user_version = {_SCHEMA_VERSION}")
+        if found < SCHEMA_VERSION:
+            with _transaction(connection):
+                make_table(connection, found)
         ops, damaged = [], []
-        for identifier, raw in connection.execute("select id, raw from op"):
-            op = _stored(identifier, raw)
-            if op is not None:
-                ops.append(op)
+        self._rows, self._next = {}, 1
+        for row, op in read_rows(connection):
+            if op is None or op.id in self._rows:
+                damaged.append(row)
             else:
-                damaged.append(identifier)
+                ops.append(op)
+                self._rows[op.id] = row
+            self._next = row + 1
         if damaged:
             with _transaction(connection):
-                connection.executemany("delete from op where id = ?", [(identifier,) for identifier in damaged])
+                connection.executemany("delete from op where n = ?", [(row,) for row in damaged])
         self._fleet = ops[0].fleet if ops else None
         return Opened(ops, set_aside, len(damaged))
 
     def peek(self) -> list[Op]:
-        """Every op, read beside whoever has the database open; nothing is changed. Raises StoreError."""
+        """Every op, read beside whoever has the database open; nothing is changed. Raises StoreError.
+
+        Ops whose signature is damaged are among them, so that they can be shown; `open` leaves them out.
+        """
         if not self._path.exists():
             return []
         try:
             with contextlib.closing(
                 sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True, timeout=_BUSY_SECONDS)
             ) as connection:
-                rows = connection.execute("select id, raw from op").fetchall()
+                return read_ops(connection)
         except sqlite3.Error as error:
             raise StoreError(
                 f"cannot read {self._path}: {error}; with the agent stopped: shoal doctor --repair"
             ) from None
-        return [op for identifier, raw in rows if (op := _stored(identifier, raw)) is not None]
 
     def _set_aside(self) -> Path:
         self.close()
@@ -194,12 +199,20 @@ class OpStore:
                 raise StoreError(f"{self._path} is closed")
             if self._fleet is not None:
                 self._refuse_others(added, self._fleet)
+            gone = {op.id: self._rows[op.id] for op in dropped if op.id in self._rows}
+            new = {op.id: op for op in added if op.id not in self._rows or op.id in gone}
+            rows = [(row, op.id, op.raw, checksum(op.raw)) for row, op in enumerate(new.values(), self._next)]
             try:
                 with _transaction(self._connection) as cursor:
-                    cursor.executemany("delete from op where id = ?", [(op.id,) for op in dropped])
-                    cursor.executemany("insert or ignore into op values (?, ?)", [(op.id, op.raw) for op in added])
+                    cursor.executemany("delete from op where n = ?", [(row,) for row in gone.values()])
+                    # A commit that failed may have reached the disk all the same: its rows are then written again.
+                    cursor.executemany("insert or replace into op values (?, ?, ?, ?)", rows)
             except sqlite3.Error as error:
                 raise StoreError(f"cannot write {self._path}: {error}; check the disk's free space") from None
+            for op_id in gone:
+                del self._rows[op_id]
+            self._rows |= {op_id: row for row, op_id, _, _ in rows}
+            self._next += len(rows)
             if self._fleet is None and added:
                 self._fleet = added[0].fleet
 
@@ -221,19 +234,23 @@ class OpStore:
                 return [str(error)]
             return [str(row[0]) for row in rows if row[0] != "ok"]
 
-    def rebuild(self) -> Path:
-        """Set the database aside and write its sound records into a new one; returns where the old one is now.
+    def rebuild(self, fleet: bytes | None) -> Path:
+        """Set the open database aside and write its sound ops of a fleet into a new one; returns where the old one is.
 
-        For a file in which `check` finds something, or that cannot be trusted for another reason. Raises StoreError.
+        `fleet` is None where it is not known; then all are kept. For a file in which `check` finds something, or that
+        holds ops of another fleet. Raises StoreError.
         """
-        ops = self.peek()
-        try:
-            aside = self._set_aside()
-            self._open(None)
-        except (OSError, sqlite3.Error) as error:
-            raise StoreError(f"cannot rebuild {self._path}: {error}") from None
-        self.commit(ops, [])
-        return aside
+        with self._lock:
+            if self._connection is None:
+                raise StoreError(f"{self._path} is closed")
+            try:
+                ops = [op for _, op in read_rows(self._connection) if op is not None and fleet in (None, op.fleet)]
+                aside = self._set_aside()
+                self._open(None)
+            except (OSError, sqlite3.Error) as error:
+                raise StoreError(f"cannot rebuild {self._path}: {error}") from None
+            self.commit(ops, [])
+            return aside
 
     def close(self) -> None:
         """Close the database; what was committed is on disk already."""
@@ -256,55 +273,9 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Cursor]:
     cursor.execute("commit")
 
 
-def _stored(identifier: object, raw: object) -> Op | None:
-    """The op of a record, or None for one that is damaged: its id is not the hash of its content, or it is no op.
-
-    Its signature and its author's right to write it were checked when it came. Of the facts of boxes, which are most
-    of a document, the form is not compared with the canonical one again, which would take four times as long.
-    """
-    if not isinstance(raw, bytes) or len(raw) <= SIGNATURE_BYTES:
-        return None
-    signed = raw[:-SIGNATURE_BYTES]
-    own = op_id(signed)
-    if own != identifier:
-        return None
-    try:
-        match cbor.decode(signed):
-            case [1, bytes(fleet), bytes(author), int(seq), int(hlc), "node", str(path), bytes(body), list(sup)] if (
-                len(fleet) == ID_BYTES and len(author) == KEY_BYTES and 0 < seq <= MAX_SEQ and 0 <= hlc <= MAX_HLC
-            ):
-                return Op(own, fleet, author, seq, hlc, "node", _INTERN(path), body, tuple(sup), raw)
-        op = read_op(raw)
-        body_is_well_formed(op)
-    except (cbor.CborError, RefusedOpError):
-        return None
-    return replace(op, path=_INTERN(op.path))
-
-
-def _make_interner() -> Callable[[str], str]:
-    known: dict[str, str] = {}
-
-    def intern(path: str) -> str:
-        return known.setdefault(path, path) if len(known) < 4096 else path
-
-    return intern
-
-
-#: `node`, `addr` and the like stand in every box's ops.
-_INTERN: Final = _make_interner()
-
-
 def _free_name(path: Path) -> Path:
     """A name beside a file for its damaged copy; earlier ones are kept."""
     number = 1
     while (target := path.with_name(f"{path.name}.corrupt-{number}")).exists():
         number += 1
     return target
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -18,6 +18,7 @@ from nacl.bindings import crypto_core_ed25519_is_valid_point
 from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
+from fleet.durable import sync_folder
 from fleet.errors import IdentityError
 
 SEED_ENV: Final = "SHOAL_IDENTITY_SEED"
@@ -157,15 +158,7 @@ def _create(path: Path) -> None:
         # A link, unlike a rename, never replaces a seed that another process has just made.
         with contextlib.suppress(FileExistsError):
             os.link(new, path)
-        _sync_folder(path.parent)
+        # A power cut must not take back an identity that others already allow.
+        sync_folder(path.parent)
     finally:
         new.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable: a power cut must not take back an identity that others already allow."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

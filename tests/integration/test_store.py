@@ -11,16 +11,18 @@ import stat
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import pytest
 import trio
 
+from agent.document_disk import FOLDER, read_document, repair
 from fleet import cbor
 from fleet.document.op import op_id
 from fleet.document.replica import Replica
 from fleet.document.store import OpStore
-from fleet.errors import StoreError
+from fleet.errors import RefusedOpError, StoreError
 from fleet.identity.keys import Identity
 from tests.harness import Fleet, seed_of
 
@@ -103,17 +105,74 @@ def test_a_file_that_is_no_database_is_set_aside(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_damaged_record_is_left_out_and_the_others_stay(tmp_path: Path) -> None:
-    filled(tmp_path)
+def test_records_with_a_changed_bit_anywhere_are_left_out_and_the_others_stay(tmp_path: Path) -> None:
+    fleet = filled(tmp_path)
     with sqlite3.connect(tmp_path / "document.db") as connection:
-        (identifier, raw) = connection.execute("select id, raw from op limit 1").fetchone()
-        connection.execute("update op set raw = ? where id = ?", (raw[:-70] + b"\xff" * 70, identifier))
+        records = connection.execute("select n, id, raw, sum from op").fetchall()
+        for row, _, raw, _ in records[:16]:
+            bit = 8 * len(raw) * row // 17  # in the content of some, in the signature of others
+            changed = bytearray(raw)
+            changed[bit // 8] ^= 1 << bit % 8
+            connection.execute("update op set raw = ? where n = ?", (bytes(changed), row))
+        (row, identifier, _, total) = records[16]
+        connection.execute("update op set sum = ? where n = ?", (total ^ 1, row))
+        (row, identifier, _, total) = records[17]
+        connection.execute("update op set id = ? where n = ?", (identifier[::-1], row))
+        (row, _, raw, _) = records[18]
+        connection.execute("update op set raw = ? where n = ?", (raw.hex(), row))
+        connection.execute("insert into op select 99, id, raw, sum from op where n = ?", (records[20][0],))
     connection.close()
     store = OpStore(tmp_path)
     found = store.open()
-    assert (found.damaged, len(found.ops)) == (1, 49)
+    assert (found.damaged, len(found.ops)) == (20, 31)
+    new = fleet.certify(BOX.peer_id)
+    store.commit(new, found.ops[:1])
     store.close()
-    assert OpStore(tmp_path).open().damaged == 0
+    again = OpStore(tmp_path).open()
+    assert (again.damaged, again.ops) == (0, [*found.ops[1:], *new])
+
+
+def test_a_database_of_the_first_schema_is_taken_over_and_read_beside_an_agent_that_has_not(tmp_path: Path) -> None:
+    filled(tmp_path)
+    with sqlite3.connect(tmp_path / "document.db") as connection:
+        connection.execute("create table old (id blob primary key, raw blob not null) without rowid")
+        connection.execute("insert into old select id, raw from op")
+        connection.execute("drop table op")
+        connection.execute("alter table old rename to op")
+        connection.execute("pragma user_version = 1")
+    connection.close()
+    held = {op.id: op for op in OpStore(tmp_path).peek()}
+    assert len(held) == 50
+    store = OpStore(tmp_path)
+    found = store.open()
+    assert ({op.id: op for op in found.ops}, found.damaged, store.check()) == (held, 0, [])
+    gone = found.ops[7]
+    store.commit([], [gone])
+    store.commit([gone, gone], [])
+    store.commit([gone], [gone])
+    store.close()
+    again = OpStore(tmp_path).open()
+    assert ({op.id: op for op in again.ops}, again.damaged) == (held, 0)
+
+
+def test_ops_of_another_fleet_stop_the_box_until_a_repair_sets_them_aside(tmp_path: Path) -> None:
+    folder = tmp_path / FOLDER
+    other = Fleet("another")
+    filled(folder)
+    with sqlite3.connect(folder / "document.db") as connection:
+        for row, op in enumerate(other.certify(BOX.peer_id), 1000):
+            connection.execute("insert into op values (?, ?, ?, ?)", (row, op.id, op.raw, zlib.crc32(op.raw)))
+    connection.close()
+    with pytest.raises(RefusedOpError, match="shoal doctor --repair") as refused:
+        opened(folder)
+    assert refused.value.reason == "other_fleet"
+    with pytest.raises(RefusedOpError, match="1 ops on this box's disk are of another fleet"):
+        read_document(tmp_path)
+    done = repair(tmp_path)
+    assert (done.ops, done.members, done.problems) == (50, 50, ("1 ops were of another fleet than genesis.cbor says",))
+    assert done.set_aside is not None
+    _, replica = opened(folder)
+    assert len(replica.ops) == 50
 
 
 #: Contents that fit their ids and are no ops, as a bad program or a bad disk below the hash could leave them.
@@ -136,7 +195,8 @@ NO_OPS = {
 def test_a_record_that_fits_its_id_and_is_no_op_counts_as_damaged(tmp_path: Path, content: bytes) -> None:
     filled(tmp_path)
     with sqlite3.connect(tmp_path / "document.db") as connection:
-        connection.execute("insert into op values (?, ?)", (op_id(content), content + bytes(64)))
+        raw = content + bytes(64)
+        connection.execute("insert into op values (99, ?, ?, ?)", (op_id(content), raw, zlib.crc32(raw)))
     connection.close()
     store = OpStore(tmp_path)
     genesis = store.genesis()

@@ -20,6 +20,7 @@ CLAIMS: Final = "fleet/document/claims.py"
 VIEW: Final = "fleet/document/view.py"
 CLOCK: Final = "fleet/document/clock.py"
 CBOR: Final = "fleet/cbor.py"
+PLAIN_FORM: Final = "fleet/document/plain_form.py"
 
 #: The oracle and the faults; the stories; and tables by module.
 WORLD: Final = "tests/property/test_convergence.py"
@@ -59,8 +60,8 @@ MUTANTS: Final = (
         (unit("op"), WORLD),
         (
             OP,
-            "return verify(op.author, _DOMAIN + op.raw[:-SIGNATURE_BYTES], op.raw[-SIGNATURE_BYTES:])",
-            "return True",
+            "    except BadSignatureError:\n        return False\n",
+            "    except BadSignatureError:\n        return True\n",
         ),
     ),
     mutant(
@@ -384,6 +385,17 @@ MUTANTS: Final = (
         (OPSET, "if (lowest.seq, lowest.id) > (op.seq, op.id):", "if True:"),
     ),
     mutant("a form that is not canonical", (unit("op"),), (CBOR, "    if not same:\n", "    if False:\n")),
+    mutant(
+        "a number that is longer than it has to be",
+        (unit("op"),),
+        (PLAIN_FORM, r"|\x18[\x18-\xff]|\x19", r"|\x18.|\x19"),
+    ),
+    mutant(
+        "a body whose length is longer than it has to be",
+        (unit("op"),),
+        (PLAIN_FORM, "elif first == 0x59 and signed[end + 1] > 0:", "elif first == 0x59:"),
+    ),
+    mutant("bytes after an op", (unit("op"),), (PLAIN_FORM, " or len(signed) != end + 1:", ":")),
     mutant(
         "the clock follows anybody",
         (unit("clock"),),

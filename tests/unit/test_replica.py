@@ -9,7 +9,7 @@ import trio
 
 from fleet.document.facts import Node
 from fleet.document.op import Op
-from fleet.document.replica import Change, Draft, Replica
+from fleet.document.replica import Change, Draft, Replica, _commit
 from fleet.document.view import fold
 from fleet.errors import RefusedOpError, StoreError
 from fleet.identity.keys import Identity
@@ -119,6 +119,15 @@ def test_a_disk_that_is_full_acknowledges_nothing_until_it_has_room() -> None:
         assert [op.id for change in heard for op in change.added] == [one.id, two.id]
 
     trio.run(scenario)
+
+
+def test_what_left_the_set_and_came_back_while_the_disk_was_full_is_kept() -> None:
+    fleet, disk = Fleet(), Disk()
+    one, two, three = fleet.certify(BOX.peer_id, OTHER.peer_id, fleet.admin.peer_id)
+    disk.ops = {one.id: one}
+    changes = [Change((two,), (one,), True), Change((one, three), (two,), True), Change((), (three,), True)]
+    _commit(disk, changes)
+    assert set(disk.ops) == {one.id}
 
 
 def test_a_key_writes_with_its_next_numbers_and_after_all_it_has_seen() -> None:
