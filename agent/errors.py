@@ -134,6 +134,13 @@ class ModelLoadError(EngineError):
     retryable = False
 
 
+class ModelBusyError(AgentError):
+    """The model has requests, running or waiting, and is not unloaded under them; ask again when they have ended."""
+
+    code = "model_busy"
+    retryable = True
+
+
 class OtherFleetError(AgentError):
     """What was handed over belongs to another fleet than this box; `details` names both."""
 
@@ -172,6 +179,7 @@ HTTP_STATUS: Final[Mapping[str, int]] = {
     "method_not_allowed": 405,
     "request_timeout": 408,
     "other_fleet": 409,
+    "model_busy": 409,
     "request_too_large": 413,
     "idempotency_conflict": 422,
     "overloaded": 429,

@@ -9,6 +9,7 @@ import trio
 
 from agent.bookkeeping import Bookkeeping
 from agent.config import Config
+from agent.engine.box_memory import resident
 from agent.engine.pool import EnginePool
 from agent.errors import AgentError, ConfigError, OtherFleetError
 from agent.fleet_facts import Nearby, box_facts, fleet_facts
@@ -107,7 +108,8 @@ class AgentServices:
         for held in self._pool.models():
             if held.hash:
                 own = (self._node.peer_id, self._config.name, True)
-                holder = Holder(*own, held.state, held.decode_rate, held.engine, held.url)
+                taken = held.memory_bytes, resident(held.pid)
+                holder = Holder(*own, held.state, held.decode_rate, held.engine, held.url, *taken)
                 add(held.name, held.hash, held.context_tokens, holder)
         for link in self._node.links():
             seen = self._view.presence.last(link.peer_id)
@@ -115,6 +117,16 @@ class AgentServices:
                 holder = Holder(link.peer_id, self._view.name_of(link.peer_id), False, model.state, model.decode_rate)
                 add(model.name, model.hash, model.context_tokens, holder)
         return sorted(listings.values(), key=lambda listing: listing.name)
+
+    def unload(self, model: str) -> Mapping[str, object]:
+        """Free a model's memory until it is asked for again; see EnginePool.unload."""
+        done = self._pool.unload(model)
+        return {"model": model, "unloaded": done}
+
+    def retry(self, model: str) -> Mapping[str, object]:
+        """Let a model that failed be loaded again; see EnginePool.retry."""
+        done = self._pool.retry(model)
+        return {"model": model, "retried": done}
 
     def readiness(self) -> Readiness:
         """Ready when the box takes jobs and every model that is to be loaded at start is loaded or has failed."""
@@ -152,6 +164,8 @@ class AgentServices:
                     "slots": held.slots,
                     "size_bytes": held.size_bytes,
                     "memory_bytes": held.memory_bytes,
+                    "rss_bytes": resident(held.pid),
+                    "engine_version": held.engine_version,
                     "cells": held.cells,
                     "plan_note": held.plan_note,
                     **({"engine": held.engine, "url": held.url, "lend": held.lend} if held.engine else {}),

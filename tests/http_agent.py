@@ -11,7 +11,7 @@ from typing import Any
 import trio
 
 from agent.config import HttpConfig
-from agent.errors import AgentError
+from agent.errors import AgentError, ModelBusyError
 from agent.http.server import serve
 from agent.http.services import Holder, ModelListing, Readiness
 from agent.jobs.job import Emit, Job, Routed
@@ -68,6 +68,14 @@ class ScriptedServices:
 
     def self_facts(self) -> Mapping[str, object]:
         return {"peer_id": "12D3KooWme", "name": "sensor-1"}
+
+    def unload(self, model: str) -> Mapping[str, object]:
+        if model != "smol":
+            raise ModelBusyError(f"{model} has 1 request", details={"running": 1, "queued": 0})
+        return {"model": model, "unloaded": True}
+
+    def retry(self, model: str) -> Mapping[str, object]:
+        return {"model": model, "retried": False}
 
     def peer_facts(self) -> Sequence[Mapping[str, object]]:
         return [{"peer_id": "12D3KooWpeer", "name": "jetson-1"}]

@@ -1,4 +1,4 @@
-"""Commands that list what a running agent knows: peers, models."""
+"""`shoal peers`: the boxes that a running agent knows."""
 
 from __future__ import annotations
 
@@ -37,32 +37,3 @@ def _peer_row(peer: dict[str, Any]) -> tuple[str, ...]:
 
 def _held(model: dict[str, Any]) -> str:
     return f"{model['name']} ({model['state']})" if model["state"] in ("loading", "failed") else str(model["name"])
-
-
-@click.command()
-@box_command
-def models(place: Place, form: str) -> None:
-    """List the models that can be asked for here, and which boxes hold them."""
-    client = place.client()
-    found = client.get("/v1/models")
-    with client.understood():
-        listed = [{"name": str(model["id"]), **model["shoal"]} for model in found["data"]]
-        rows = [_model_row(model) for model in listed]
-    if form == "json":
-        print_json({"models": listed})
-    elif rows:
-        click.echo(table(("MODEL", "CONTEXT", "HASH", "HELD BY"), rows))
-    else:
-        click.echo("no model is held here or by a connected box; see `shoal peers` and `shoal doctor`")
-
-
-def _model_row(model: dict[str, Any]) -> tuple[str, ...]:
-    short_hash = str(model["hash"]).removeprefix("sha256:")[:12]
-    holders = ", ".join(_holder(holder) for holder in model["holders"])
-    return model["name"], f"{model['context_tokens']:d}", short_hash, holders or "-"
-
-
-def _holder(holder: dict[str, Any]) -> str:
-    rate = f", {holder['decode_rate']:.0f} tok/s" if holder.get("decode_rate") else ""
-    here = " (this box)" if holder["local"] else ""
-    return f"{holder['name']}{here} [{holder['state']}{rate}]"

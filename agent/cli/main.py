@@ -35,7 +35,7 @@ _COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "export": ("agent.cli.bundle", "export", "Write the fleet document to a file."),
     "import": ("agent.cli.bundle", "import_bundle", "Take in a file that `shoal export` wrote."),
     "peers": ("agent.cli.lists", "peers", "List the boxes this one knows."),
-    "models": ("agent.cli.lists", "models", "List the models that can be asked for here."),
+    "models": ("agent.cli.models", "models", "List the models that can be asked for here; unload or retry one."),
     "explain": ("agent.cli.explain", "explain", "Say why a job ran where it ran."),
     "doctor": ("agent.cli.doctor", "doctor", "Say what is wrong with this box, and the remedy."),
     "id": ("agent.cli.box", "identity", "Print this box's PeerID and public key."),

@@ -40,6 +40,16 @@ def oom_kills() -> int:
     return _entry(_VMSTAT, "oom_kill")
 
 
+def resident(pid: int | None) -> int:
+    """Bytes of memory that a process takes now; 0 where there is none."""
+    if pid is None:
+        return 0
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
 def _limits(groups: Path, own: Path) -> Iterator[tuple[int, int]]:
     """Limit and use of every control group this process is in, from its own to the outermost."""
     for root, limit_file, use_file, cache, path in _places(groups, own):

@@ -21,7 +21,7 @@ from agent.engine.probing import FiguresFile, Quiet
 from agent.engine.protocol import Statistics
 from agent.engine.quarantine import Quarantine
 from agent.engine.room import Room
-from agent.errors import ModelLoadError, NoLocalModelError
+from agent.errors import ModelBusyError, ModelLoadError, ModelNotFoundError, NoLocalModelError
 from fleet.models.reference import is_hash, matches
 from fleet.net.messages import Finished, InferRequest
 
@@ -163,18 +163,46 @@ class EnginePool:
         return self._room.budget if self._room else 0
 
     def unload(self, model: str) -> bool:
-        """Free the memory of a loaded model without work, until a job asks for it; False where there is none such."""
-        idle = [h for h in self._holdings if matches(model, model_hash=h.identity.hash, name=h.name) and h.idle]
+        """Free the memory of a model until a job asks for it; False where it is not loaded.
+
+        Raises ModelNotFoundError for one that this box does not run itself, ModelBusyError while it has work.
+        """
+        found = self._own(model)
+        for holding in found:
+            if holding.busy:
+                raise ModelBusyError(
+                    f"{holding.name} has requests, {holding.running} running and {holding.queued} waiting; ask again"
+                    " when they have ended",
+                    details={"running": holding.running, "queued": holding.queued},
+                )
+        idle = [holding for holding in found if holding.idle]
         for holding in idle:
             holding.leave()
         return bool(idle)
 
     def retry(self, model: str) -> bool:
-        """Load a failed model again when it is wanted, whatever it failed for; False where there is none such."""
-        failed = [h for h in self._holdings if matches(model, model_hash=h.identity.hash, name=h.name) and h.problem]
+        """Load a failed model again when it is wanted, whatever it failed for; False where it has not failed.
+
+        Raises ModelNotFoundError for one that this box does not run itself.
+        """
+        failed = [holding for holding in self._own(model) if holding.problem]
         for holding in failed:
             holding.retry()
         return bool(failed)
+
+    def _own(self, model: str) -> list[Holding]:
+        """The models of this box that are meant, though their files may be unknown. Raises ModelNotFoundError."""
+        found = [h for h in self._holdings if matches(model, model_hash=h.identity.hash, name=h.name)]
+        if found:
+            return found
+        other = self._external.find(model)
+        if other is not None:
+            raise ModelNotFoundError(f"{model} is run by {other.engine.label}, not by this box; see there")
+        names = [holding.name for holding in self._holdings]
+        raise ModelNotFoundError(
+            f"this box runs no {model[:256]!r} itself; it runs: {', '.join(names) or 'none'}",
+            details={"known": names, "param": "model"},
+        )
 
     async def stats(self, model_hash: str) -> Statistics:
         """What the process of one of this box's own models says of itself between two of its steps.

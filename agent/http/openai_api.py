@@ -136,6 +136,11 @@ def _model(listing: ModelListing) -> dict[str, object]:
                     "state": holder.state,
                     "decode_rate": holder.decode_rate,
                     **({"engine": holder.engine, "url": holder.url} if holder.engine else {}),
+                    **(
+                        {"memory_bytes": holder.memory_bytes, "rss_bytes": holder.rss_bytes}
+                        if holder.memory_bytes
+                        else {}
+                    ),
                 }
                 for holder in listing.holders
             ],

@@ -27,6 +27,7 @@ from agent.http.errors import MethodNotAllowedError, NotFoundError, internal, pr
 from agent.http.exchange import ClientGoneError, Exchange, Receive, Scope, Send
 from agent.http.fleet_api import FleetApi
 from agent.http.malformed import MAX_HEAD, head_too_large
+from agent.http.models_api import ModelsApi
 from agent.http.open_requests import OpenRequests
 from agent.http.openai_api import OpenAIApi, new_job_id
 from agent.http.services import Services
@@ -65,7 +66,7 @@ class App:
         socket: DocumentSocket | None = None,
         requests: OpenRequests | None = None,
     ) -> None:
-        openai, fleet = OpenAIApi(services), FleetApi(services)
+        openai, fleet, models = OpenAIApi(services), FleetApi(services), ModelsApi(services)
         document, books = DocumentApi(services), BooksApi(services)
         table: dict[str, tuple[str, Handler]] = {
             "/v1/models": ("GET", openai.list_models),
@@ -75,6 +76,8 @@ class App:
             "/v1/embeddings": ("POST", openai.embedding),
             "/v1/fleet/self": ("GET", fleet.self_facts),
             "/v1/fleet/peers": ("GET", fleet.peers),
+            "/v1/fleet/models/unload": ("POST", models.unload),
+            "/v1/fleet/models/retry": ("POST", models.retry),
             "/v1/fleet/jobs/{id}/route": ("GET", fleet.route),
             "/v1/fleet/boxes": ("GET", document.boxes),
             "/v1/fleet/document/ops": ("GET", document.export),

@@ -18,7 +18,8 @@ class Holder:
     """A box that holds a model. `decode_rate` is in tokens per second, None until measured.
 
     `engine` and `url` are the kind and the address of the server that runs it there, empty where the box does so
-    itself, and for other boxes.
+    itself, and for other boxes. `memory_bytes` is what it was planned to take and `rss_bytes` what its process takes,
+    on this box while it is loaded, else 0.
     """
 
     peer_id: str
@@ -28,6 +29,8 @@ class Holder:
     decode_rate: float | None
     engine: str = ""
     url: str = ""
+    memory_bytes: int = 0
+    rss_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,17 @@ class DocumentServices(Protocol):
         """Join a fleet with a token; says whether it has worked, or is being tried again. Raises FleetError."""
 
 
-class Services(DocumentServices, Protocol):
+class ModelServices(Protocol):
+    """The models that one running agent runs itself. Both raise ModelNotFoundError for any other."""
+
+    def unload(self, model: str) -> Mapping[str, object]:
+        """Free a model's memory until it is asked for again. Raises ModelBusyError while it has requests."""
+
+    def retry(self, model: str) -> Mapping[str, object]:
+        """Let a model that failed be loaded again, at once or when it is asked for."""
+
+
+class Services(DocumentServices, ModelServices, Protocol):
     """One running agent, as seen by the HTTP API."""
 
     def models(self) -> Sequence[ModelListing]:

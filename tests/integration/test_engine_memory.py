@@ -22,7 +22,14 @@ from agent.engine import loading, quarantine, room
 from agent.engine.child import Child
 from agent.engine.memory import MIB, estimate
 from agent.engine.pool import EnginePool, HeldModel
-from agent.errors import AgentError, EngineError, ModelLoadError, OverloadedError
+from agent.errors import (
+    AgentError,
+    EngineError,
+    ModelBusyError,
+    ModelLoadError,
+    ModelNotFoundError,
+    OverloadedError,
+)
 from fleet.models.gguf import GgufError, read_facts
 from fleet.net.messages import Delta, Finished, InferRequest, Sampling, Started
 from tests.corpus.gguf.build import llama
@@ -301,6 +308,34 @@ def test_two_crashes_by_its_jobs_put_a_model_aside_and_a_retry_or_another_file_l
                 await here.until("bad", "idle")
                 assert await here.run("bad") > 0
             assert not here.pool.retry("good")
+            with pytest.raises(ModelNotFoundError, match="it runs: bad, good"):
+                here.pool.retry("other")
+
+    trio.run(main)
+
+
+def test_a_model_is_unloaded_by_hand_unless_it_has_work(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with box(tmp_path, *tiny(tmp_path, "a")) as here:
+            assert not here.pool.unload("a")
+
+            asked = False
+
+            async def refused() -> None:
+                nonlocal asked
+                if not asked:  # at the first token of many
+                    asked = True
+                    with pytest.raises(ModelBusyError, match="1 running and 0 waiting"):
+                        here.pool.unload("A.gguf")
+
+            assert await here.run("a", 400, refused) > 0
+            pid = here.held("a").pid
+            assert here.pool.unload(here.held("a").hash)
+            held = here.held("a")
+            assert (held.state, await here.run("a") > 0) == ("idle", True)
+            assert here.held("a").pid != pid
+            with pytest.raises(ModelNotFoundError):
+                here.pool.unload("b")
 
     trio.run(main)
 

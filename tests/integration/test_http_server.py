@@ -268,6 +268,22 @@ def test_without_a_key_other_names_and_origins_are_refused() -> None:
         assert not services.jobs
 
 
+def test_b31_a_model_is_unloaded_or_tried_again_by_whoever_may_use_the_api() -> None:
+    services = ScriptedServices()
+    with serving(services) as server, client_of(server) as client:
+        unload, retry = "/v1/fleet/models/unload", "/v1/fleet/models/retry"
+        assert client.post(unload, json={"model": "smol"}).json() == {"model": "smol", "unloaded": True}
+        assert client.post(retry, json={"model": "smol"}).json() == {"model": "smol", "retried": False}
+        busy = client.post(unload, json={"model": "big"})
+        assert (busy.status_code, busy.json()["error"]["code"]) == (409, "model_busy")
+        long = json.dumps({"model": "x" * 257})
+        for body in ("", "[]", "{}", '{"model": 7}', '{"model": ""}', '{"model": "x", "y": 1}', long):
+            assert client.post(unload, content=body).status_code == 400
+        evil = client.post(unload, json={"model": "smol"}, headers={"Origin": "https://evil.example"})
+        assert evil.status_code == 403
+        assert client.get(unload).status_code == 405
+
+
 def test_http2_without_tls_is_served_too() -> None:
     with serving(ScriptedServices()) as server:
         url = server.url
