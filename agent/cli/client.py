@@ -111,6 +111,21 @@ class AgentClient:
         return data.decode("utf-8", "replace").splitlines()
 
     @contextmanager
+    def lines(self, path: str, *, limit: float = _READ_LIMIT) -> Iterator[Iterator[bytes]]:
+        """GET lines of text and read them as they come, each without its break and of at most MAX_LINE bytes.
+
+        `limit` is how many seconds the agent may be silent.
+        """
+        import httpx
+
+        timeout = httpx.Timeout(limit, connect=_CONNECT_LIMIT)
+        with self._errors(), self._client.stream("GET", self.url + path, timeout=timeout) as response:
+            if response.status_code != 200:
+                self._read_object(response)
+                raise self._bad_answer(f"with status {response.status_code}")
+            yield _lines_of(response.iter_bytes())
+
+    @contextmanager
     def stream(self, path: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> Iterator[EventStream]:
         """POST JSON and read server-sent events."""
         import httpx
@@ -177,7 +192,7 @@ class EventStream:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Each event; raises ClientError for an error event and for a stream that ends without [DONE]."""
-        for line in self._lines():
+        for line in _lines_of(self._pieces):
             if not line.startswith(b"data:"):
                 continue
             data = line[5:].strip()
@@ -193,13 +208,15 @@ class EventStream:
             yield event
         raise ClientError("interrupted", "the answer broke off before its end")
 
-    def _lines(self) -> Iterator[bytes]:
-        rest = b""
-        for piece in self._pieces:
-            *lines, rest = (rest + piece).split(b"\n")
-            yield from lines
-            if len(rest) > MAX_LINE:
-                raise ClientError("bad_answer", f"the answer has a line of more than {MAX_LINE} bytes")
+
+def _lines_of(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Lines, without their breaks; what comes after the last break is none."""
+    rest = b""
+    for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from lines
+        if len(rest) > MAX_LINE:
+            raise ClientError("bad_answer", f"the answer has a line of more than {MAX_LINE} bytes")
 
 
 def _raise_error_object(value: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import click
 
@@ -95,10 +95,10 @@ def genesis_of(place: Place) -> Genesis | None:
     return None
 
 
-def box_command(function: F) -> F:
+def box_command(function: F, output: Callable[[Any], Any] = output_option) -> F:
     """Gives a command the options that name a box, passes them as `place` beside `form`, and reports its errors.
 
-    The options are --config, --url, --api-key-file, --state-dir and -o.
+    The options are --config, --url, --api-key-file, --state-dir and -o, which `output` adds.
     """
 
     @click.option(
@@ -118,7 +118,7 @@ def box_command(function: F) -> F:
         envvar="SHOAL_STATE_DIR",
         help=f"its state folder, while the agent does not run (env SHOAL_STATE_DIR)  [default: {DEFAULT_STATE_DIR}]",
     )
-    @output_option
+    @output
     @functools.wraps(function)
     def command(
         config: Path | None, url: str | None, api_key_file: Path | None, state_dir: Path | None, form: str, **rest: Any
@@ -126,7 +126,7 @@ def box_command(function: F) -> F:
         with reported(form):
             function(place=find_place(config, url, api_key_file, state_dir), form=form, **rest)
 
-    return command  # type: ignore[return-value]
+    return cast(F, command)
 
 
 @contextmanager

@@ -24,6 +24,19 @@ def output_option(function: F) -> F:
     return option(function)
 
 
+def rows_output_option(function: F) -> F:
+    """The `-o text|json|csv` option of commands that list what may be long: one JSON object, or one row, a line."""
+    option = click.option(
+        "-o",
+        "--output",
+        "form",
+        type=click.Choice(["text", "json", "csv"]),
+        default="text",
+        help="text for people, json (one object a line) or csv",
+    )
+    return option(function)
+
+
 def wants_json(arguments: Sequence[str]) -> bool:
     """Whether a command line asks for JSON, for errors that are found before it is parsed."""
     pairs = zip(("", *arguments), arguments, strict=False)
