@@ -22,7 +22,7 @@ sent can have that many tokens; boxes with no larger context are then not asked.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from agent.errors import (
@@ -69,7 +69,7 @@ class Failure:
 
     `reason` fits a header. `final` is the error to raise at once, None if others may be asked. `claim` is the error
     to raise if all that were asked claim the same. `needs_context`: the prompt has so many tokens, so boxes whose
-    context has no more are not asked.
+    context has no more are not asked. `code` is the error's; a peer may send any text of up to 64 characters as one.
     """
 
     reason: str
@@ -78,6 +78,7 @@ class Failure:
     final: AgentError | None = None
     claim: AgentError | None = None
     needs_context: int | None = None
+    code: str = ""
 
     @property
     def of_the_box(self) -> bool:
@@ -88,6 +89,11 @@ class Failure:
 
 def of_peer(error: FleetError, request: InferRequest, held: ModelPresence | None) -> Failure:
     """Classify what asking a peer for `request` raised; `held` is its holding of the model as it advertised it."""
+    code = error.remote_code if isinstance(error, RemoteError) else error.code
+    return replace(_of_peer(error, request, held), code=code)
+
+
+def _of_peer(error: FleetError, request: InferRequest, held: ModelPresence | None) -> Failure:
     if isinstance(error, FrameError):
         # Our own encoder refused it: no other box would get it either.
         return Failure("too large to send", final=BadRequestError(error.message, details=error.details))
@@ -120,6 +126,10 @@ def of_local(error: AgentError, *, here: bool) -> Failure:
 
     Only its engine's own trouble or lack, or a peer that is silent, is worth asking another box.
     """
+    return replace(_of_local(error, here=here), code=error.code)
+
+
+def _of_local(error: AgentError, *, here: bool) -> Failure:
     if isinstance(error, OverloadedError):
         return Failure("overloaded", overloaded=True, retry_after=error.retry_after)
     if isinstance(error, DeadlineError) and error.details.get("phase") in ("total", "client_stalled"):
