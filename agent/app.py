@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -13,14 +14,15 @@ from agent.bookkeeping import Bookkeeping
 from agent.config import Config
 from agent.document_disk import locked_state_dir
 from agent.engine.pool import EnginePool
+from agent.engine.shares import Shares
 from agent.errors import AgentError
-from agent.fleet_view import FleetView
+from agent.fleet_view import Condition, FleetView
 from agent.gossiping import Gossiping
 from agent.http.document_socket import DocumentSocket
 from agent.http.open_requests import OpenRequests
 from agent.http.server import serve
 from agent.jobs.active import ActiveJobs
-from agent.jobs.lend import Lender
+from agent.jobs.lend import Lender, lending_of
 from agent.jobs.once import Once
 from agent.jobs.run import JobRunner
 from agent.joining import Joining, find_token
@@ -40,6 +42,7 @@ from fleet.errors import FleetError
 from fleet.gossip.joining import Doorkeeper
 from fleet.identity.keys import Identity
 from fleet.net.gate import Gate
+from fleet.net.link import Link
 from fleet.net.messages import METHOD_INFER
 from fleet.net.node import Node
 from fleet.net.rpc import Router
@@ -121,18 +124,33 @@ async def _main(config: Config, identity: Identity) -> None:
         server_works=lambda: any(held.engine and held.running for held in pool.models()),
         on_change=view.note_own_change,
     )
-    view.condition = lambda: health.condition
+    lending = lending_of(config.lend)
+
+    def condition() -> Condition:
+        closed = lending.closed(datetime.now().astimezone())
+        return health.condition if closed is None else health.condition.refusing(closed.reason)
+
+    view.condition = condition
     chooser = Chooser(rules_of(config.routing))
     books = Bookkeeping(config, membership, view.name_of)
     books.watch(node=node, pool=pool, router=router, gate=gate, active=active, refused=view.refused)
     view.record_of = books.contributions.record
-    lender = Lender(view, pool.generate, active, config.timeouts, lambda: view.only_borrows() or health.refusal())
+    pool.share(Shares(config.lend.max_share, books.contributions.weight))
+    lender = Lender(
+        view, pool.generate, active, config.timeouts, lambda: view.only_borrows() or health.refusal(), lending
+    )
     gossiping = Gossiping(membership, node, router)
-    view.on_link_up, view.on_link_down = gossiping.link_up, gossiping.link_down
+    runner = JobRunner(view, pool.generate, active, config.timeouts, chooser)
+
+    def link_up(link: Link) -> None:
+        runner.breaker.link_up(link.peer_id)
+        gossiping.link_up(link)
+
+    view.on_link_up, view.on_link_down = link_up, gossiping.link_down
     view.before_asking = gossiping.hear_from_others
     lend = books.observer.lend(gossiping.serve_when_fresh(SCOPE_INFER, lender.handle))
     router.add(METHOD_INFER, SCOPE_INFER, lend)
-    jobs = Once(books.observer.asking(JobRunner(view, pool.generate, active, config.timeouts, chooser).run))
+    jobs = Once(books.observer.asking(runner.run))
 
     own_facts = OwnFacts(config, membership, addrs=node.addrs, models=pool.models, learnt=gossiping.learnt)
     view.on_own_change = own_facts.note_change

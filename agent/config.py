@@ -29,6 +29,9 @@ Memory = Annotated[int | str, PlainValidator(_memory)]
 
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
 
+QuietHours = Annotated[str, Field(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]-([01][0-9]|2[0-3]):[0-5][0-9]$")]
+PeerId = Annotated[str, Field(pattern=r"^12D3KooW[1-9A-HJ-NP-Za-km-z]{44}$")]
+
 EngineKind = Literal["auto", "ollama", "lmstudio", "llama-server", "vllm", "openai"]
 
 
@@ -131,6 +134,27 @@ class RoutingConfig(_Section):
     max_memory: float = Field(default=0.9, gt=0, le=1, allow_inf_nan=False)
 
 
+class LendTermsConfig(_Section):
+    """How much other boxes may ask of this one, each by itself; 0 for no limit. Tokens are of prompts and answers."""
+
+    requests_per_minute: int = Field(default=0, ge=0, le=1_000_000)
+    tokens_per_day: int = Field(default=0, ge=0, le=1 << 40)
+
+
+class LendConfig(LendTermsConfig):
+    """What this box does for others; who may ask at all is said in the fleet document.
+
+    `max_share` is the part of a model's slots that their jobs may have at a time, one slot at least: with less than 1
+    this box's own clients never wait for all of them. `quiet_hours` are spans of local time, such as 08:00-20:00, in
+    which nothing is lent. `boxes` has the terms of single boxes, by PeerID.
+    """
+
+    enabled: bool = True
+    max_share: float = Field(default=1.0, gt=0, le=1, allow_inf_nan=False)
+    quiet_hours: tuple[QuietHours, ...] = Field(default=(), max_length=16)
+    boxes: dict[PeerId, LendTermsConfig] = Field(default_factory=dict, max_length=1024)
+
+
 class AuditConfig(_Section):
     """What is kept of the audit trail: so many days, and so many MiB of disk at most, the oldest going first."""
 
@@ -159,5 +183,6 @@ class Config(_Section):
     engines: tuple[ExternalEngineConfig, ...] = Field(default=(), max_length=8)
     timeouts: TimeoutsConfig = TimeoutsConfig()
     routing: RoutingConfig = RoutingConfig()
+    lend: LendConfig = LendConfig()
     audit: AuditConfig = AuditConfig()
     log: LogConfig = LogConfig()

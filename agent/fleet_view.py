@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 import trio
@@ -53,6 +53,10 @@ class Condition:
     cpu: float = 0.0
     memory: float = 0.0
     health: HealthPresence = field(default_factory=HealthPresence)
+
+    def refusing(self, reason: str) -> Condition:
+        """The same box while it takes no jobs of others, for this reason."""
+        return replace(self, health=self.health.model_copy(update={"refuses": reason}))
 
 
 class FleetView:

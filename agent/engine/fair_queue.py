@@ -107,13 +107,20 @@ class FairQueue(Generic[T]):
         rank = CLASSES.index(priority)
         line.classes.setdefault(rank, deque()).append(_Waiting(job, now, self._arrivals, cost))
 
-    def take(self, now: float = 0.0) -> T:
-        """Remove and return the job whose turn it is. Raises LookupError where nobody waits."""
-        peers = [asker for asker in self._lines if asker != LOCAL]
-        if LOCAL in self._lines and not (peers and self._local_last):
+    def waits(self, *, peers: bool = True) -> bool:
+        """Whether there is a job to take; without `peers`, one of this box's own clients."""
+        return bool(self._lines) if peers else LOCAL in self._lines
+
+    def take(self, now: float = 0.0, *, peers: bool = True) -> T:
+        """Remove and return the job whose turn it is; without `peers`, of this box's own clients alone.
+
+        Raises LookupError where nobody waits.
+        """
+        others = [asker for asker in self._lines if asker != LOCAL] if peers else []
+        if LOCAL in self._lines and not (others and self._local_last):
             asker = LOCAL
-        elif peers:
-            asker = min(peers, key=lambda peer: self._turn(peer, now))
+        elif others:
+            asker = min(others, key=lambda peer: self._turn(peer, now))
         else:
             raise LookupError("nobody waits")
         line = self._lines[asker]

@@ -27,6 +27,7 @@ from agent.engine.quarantine import COOL_DOWN, CRASHES, Quarantine
 from agent.engine.questions import Questions
 from agent.engine.rates import MovingRate
 from agent.engine.room import NoRoomError, Room
+from agent.engine.shares import Shares
 from agent.engine.speed import Speed
 from agent.engine.workload import Workload
 from agent.errors import DrainingError, EngineError, ModelLoadError, NoLocalModelError, OverloadedError
@@ -193,6 +194,10 @@ class Holding:
             self._quarantine.lift(self.identity.hash)
             self._most = None
             self._retry_at = trio.current_time()
+
+    def share(self, shares: Shares) -> None:
+        """Let other boxes have this much of the model from now on."""
+        self._jobs.shares = shares
 
     async def run(self) -> None:
         """Live until cancelled; then the child is ended and every job fails with DrainingError."""

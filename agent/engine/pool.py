@@ -21,6 +21,7 @@ from agent.engine.probing import FiguresFile, Quiet
 from agent.engine.protocol import Statistics
 from agent.engine.quarantine import Quarantine
 from agent.engine.room import Room
+from agent.engine.shares import Shares
 from agent.errors import ModelBusyError, ModelLoadError, ModelNotFoundError, NoLocalModelError
 from fleet.models.reference import is_hash, matches
 from fleet.net.messages import Finished, InferRequest
@@ -116,6 +117,12 @@ class EnginePool:
                 for model in models
             ]
             quiet.busy = lambda: any(one.busy or one.state == "loading" for one in self._holdings)
+
+    def share(self, shares: Shares) -> None:
+        """Let other boxes have this much of every model from now on."""
+        for holding in self._holdings:
+            holding.share(shares)
+        self._external.share(shares)
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Hold the models until cancelled; on cancel every child is ended within seconds and none is left.

@@ -15,6 +15,7 @@ from agent.engine.forecast import Forecast
 from agent.engine.job import QueuedJob, asker_of
 from agent.engine.protocol import Begun, Cancel, Done, Failed, Step, Vectors, encode
 from agent.engine.rates import MovingRate
+from agent.engine.shares import Shares
 from agent.errors import AgentError, OverloadedError
 from fleet.errors import MessageError
 from fleet.net.messages import Delta, Embedded, Finished, InferRequest, Started, parse, parse_logprobs
@@ -40,8 +41,7 @@ class Workload:
         self.slots = slots
         self.decode = MovingRate()
         self.prefill = MovingRate()
-        #: The share of work of each asker; all have the same unless somebody says otherwise.
-        self.weight_of: Callable[[str], float] = lambda asker: 1.0
+        self.shares = Shares()
         #: When a job last came or went, on trio's clock.
         self.last_used = 0.0
         self._max_queue = max_queue
@@ -91,7 +91,7 @@ class Workload:
         self._refuse_what_is_too_much(request)
         job = QueuedJob(next(self._ids), request, context_tokens)
         now = self.last_used = trio.current_time()
-        weight = 1.0 if job.asker == LOCAL else self.weight_of(job.asker)
+        weight = 1.0 if job.asker == LOCAL else self.shares.weight_of(job.asker)
         self._waiting.put(job.asker, job, priority=request.priority, cost=job.work, weight=weight, now=now)
         self._hand_out()
         self._on_change()
@@ -223,9 +223,13 @@ class Workload:
 
     def _hand_out(self) -> None:
         """Give waiting jobs to the child as far as it has slots and answers, by turns of their askers."""
-        while self._child is not None and self._waiting and len(self._running) < self.slots and not self._unconfirmed:
+        while self._child is not None and len(self._running) < self.slots and not self._unconfirmed:
+            lent = sum(job.asker != LOCAL for job in self._running.values())
+            peers = lent < self.shares.slots_lent(self.slots)
+            if not self._waiting.waits(peers=peers):
+                return
             now = trio.current_time()
-            job = self._waiting.take(now)
+            job = self._waiting.take(now, peers=peers)
             job.began = now
             self._running[job.id] = job
             self._child.post(job.frame)

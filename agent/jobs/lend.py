@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import datetime, time
 from typing import Final
 
 import structlog
 import trio
 
-from agent.config import TimeoutsConfig
+from agent.config import LendConfig, LendTermsConfig, TimeoutsConfig
 from agent.errors import AgentError, ContextLengthError, EngineError, OverloadedError
 from agent.jobs.active import ActiveJobs
+from agent.jobs.lending import Hours, Lending, Terms
 from agent.jobs.neighbourhood import Generate, Neighbourhood
 from agent.jobs.watch import EngineEvent, hurried, watched
 from agent.log import bound_job
 from fleet.errors import MessageError, PeerUnreachableError, RemoteError
-from fleet.net.messages import Delta, InferRequest, parse
+from fleet.net.messages import Delta, Finished, InferRequest, Started, parse
 from fleet.net.rpc import IncomingCall
 
 #: Seconds after which a peer that was refused for the state of this box may ask again: CPU and memory pass quickly.
@@ -34,12 +36,14 @@ class Lender:
         active: ActiveJobs,
         timeouts: TimeoutsConfig,
         refusal: Callable[[], str | None] = lambda: None,
+        lending: Lending | None = None,
     ) -> None:
         self._fleet = neighbourhood
         self._generate = generate
         self._active = active
         self._timeouts = timeouts
         self._refusal = refusal
+        self._lending = lending or Lending()
 
     async def handle(self, call: IncomingCall) -> Mapping[str, object]:
         """Run one job of a peer and stream its events back.
@@ -56,12 +60,16 @@ class Lender:
             return await self._lend(call, request)
 
     async def _lend(self, call: IncomingCall, request: InferRequest) -> Mapping[str, object]:
-        began, tokens, outcome = trio.current_time(), 0, "failed"
+        began, prompt, tokens, outcome = trio.current_time(), 0, 0, "failed"
 
         async def relay(event: EngineEvent) -> None:
-            nonlocal tokens
+            nonlocal tokens, prompt
             if isinstance(event, Delta):
                 tokens += event.tokens
+            elif isinstance(event, Started):
+                prompt = event.prompt_tokens
+            elif isinstance(event, Finished):
+                prompt = max(prompt, event.prompt_tokens)
             await call.send(event.model_dump())  # not as JSON, which has no bytes
 
         try:
@@ -70,6 +78,9 @@ class Lender:
                 if held is None:
                     outcome = "model_not_held"
                     raise RemoteError("model_not_held", f"this box does not hold {request.model!r}", retryable=True)
+                denial = self._lending.ask(call.peer_id, trio.current_time(), datetime.now().astimezone())
+                if denial is not None:
+                    raise OverloadedError(denial.reason, retry_after=denial.retry_after)
                 refusal = self._refusal()
                 if refusal is not None:
                     raise OverloadedError(f"this box takes no jobs of others now: {refusal}", retry_after=RETRY_AFTER)
@@ -86,6 +97,7 @@ class Lender:
             outcome = error.code
             raise _for_peer(error, self._fleet.name) from error
         finally:
+            self._lending.used(call.peer_id, prompt + tokens, trio.current_time())
             log.info(
                 "job.lent_end",
                 peer=call.peer_id,
@@ -93,6 +105,17 @@ class Lender:
                 tokens=tokens,
                 seconds=round(trio.current_time() - began, 3),
             )
+
+
+def lending_of(config: LendConfig) -> Lending:
+    """What a configuration lends to whom."""
+    quiet = [Hours(*map(time.fromisoformat, span.split("-"))) for span in config.quiet_hours]
+    own = {peer: _terms(terms) for peer, terms in config.boxes.items()}
+    return Lending(config.enabled, quiet, _terms(config), own)
+
+
+def _terms(config: LendTermsConfig) -> Terms:
+    return Terms(config.requests_per_minute, config.tokens_per_day)
 
 
 def _for_peer(error: AgentError, box: str) -> RemoteError:

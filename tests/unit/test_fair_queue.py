@@ -209,3 +209,13 @@ def test_the_estimate_of_who_is_ahead_holds_for_equal_jobs(askers: list[str], as
     line.put(asker, -1)
     at = [line.take() for _ in range(len(line))].index(-1)
     assert at <= ahead <= 2 * at + 1 + len(set(askers))
+
+
+def test_without_peers_only_this_boxs_own_clients_are_served() -> None:
+    line = queue("a1", "me1", "b1", "me2")
+    assert [line.take(peers=False), line.take(peers=False)] == ["me1", "me2"]
+    assert (line.waits(), line.waits(peers=False)) == (True, False)
+    with pytest.raises(LookupError):
+        line.take(peers=False)
+    assert order(line) == ["a1", "b1"]
+    assert not line.waits()

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import cast
 
+import pytest
 import trio
 import trio.testing
 
 from agent.engine.child import Child
 from agent.engine.job import QueuedJob
 from agent.engine.protocol import Cancel, Done, FrameBuffer, Message, Submit
+from agent.engine.shares import Shares
 from agent.engine.workload import CANCEL_LIMIT, SUSPECT_AFTER, Workload
+from agent.errors import OverloadedError
 from tests.engine_box import completion
+from tests.harness import peer_id_of
 
 HASH = "sha256:" + "0" * 64
 
@@ -49,8 +53,16 @@ class Box:
     def attach(self, child: Deaf) -> None:
         self.jobs.attach(cast(Child, child), self.nursery, 2)
 
-    def admit(self) -> QueuedJob:
-        return self.jobs.admit(completion("x"), 512)
+    def admit(self, asker: str = "", **fields: object) -> QueuedJob:
+        route = (peer_id_of(asker),) if asker else ()
+        return self.jobs.admit(completion("x").model_copy(update={"route": route, **fields}), 512)
+
+    def finish(self, job: QueuedJob, tokens: int = 1) -> None:
+        self.jobs.take_event(cast(Child, self.child), Done(job.id, "stop", 1, tokens, 0.0, 0.0), HASH)
+
+    def running(self) -> list[str]:
+        """The ids of what the child was given, in that order."""
+        return [str(message.id) for message in self.child.heard if isinstance(message, Submit)]
 
     def confirm(self, job: QueuedJob) -> None:
         done = Done(job.id, "cancelled", 1, 0, 0.0, 0.0)
@@ -109,5 +121,56 @@ def test_the_next_child_is_not_suspected_for_the_last_ones_silence() -> None:
         after = Deaf()
         box.attach(after)
         assert after.jobs == 1
+
+    with_box(story)
+
+
+def test_jobs_of_others_get_no_more_than_their_share_of_the_slots_and_own_ones_the_rest() -> None:
+    async def story(box: Box) -> None:
+        await trio.lowlevel.checkpoint()
+        box.jobs.shares = Shares(lent=0.5)
+        lent = [box.admit("a"), box.admit("b"), box.admit("c")]
+        assert (box.jobs.running, box.jobs.queued) == (1, 2)
+        own = box.admit()
+        assert box.running() == [str(lent[0].id), str(own.id)]
+        box.finish(own)
+        assert (box.jobs.running, box.jobs.queued) == (1, 2)
+        box.finish(lent[0])
+        assert box.running()[-1] == str(lent[1].id)
+
+    with_box(story)
+
+
+def test_b42_who_has_done_more_for_others_gets_more_turns_in_a_class() -> None:
+    async def story(box: Box) -> None:
+        await trio.lowlevel.checkpoint()
+        box.jobs.shares = Shares(weight_of=lambda asker: 2.0 if asker == peer_id_of("giver") else 1.0)
+        running = [box.admit(), box.admit()]
+        jobs = [box.admit(asker) for _ in range(2) for asker in ("taker", "giver")]
+        urgent = box.admit("taker", priority="interactive")
+        for job in running:
+            box.finish(job)
+        assert box.running()[2:] == [str(urgent.id), str(jobs[1].id)]
+        box.finish(urgent)
+        box.finish(jobs[1])
+        assert box.running()[4:] == [str(jobs[3].id), str(jobs[0].id)]
+
+    with_box(story)
+
+
+def test_b40_a_job_that_cannot_be_done_by_its_deadline_is_refused_at_once_and_told_how_long_it_would_take() -> None:
+    async def story(box: Box) -> None:
+        first = [box.admit(), box.admit()]
+        await trio.sleep(8.0)  # that is how long jobs take here
+        for job in first:
+            box.finish(job)
+        for _ in range(2):
+            box.admit()
+        box.admit(deadline_ms=60_000)
+        with pytest.raises(OverloadedError, match="would be done in about") as refused:
+            box.admit(deadline_ms=2_000)
+        assert refused.value.details["eta_s"] == 8.0
+        assert refused.value.retry_after == 4
+        assert box.jobs.queued == 1
 
     with_box(story)

@@ -11,6 +11,7 @@ import trio
 from agent.config import EngineConfig, ExternalEngineConfig
 from agent.engine.external.engine import ExternalEngine, Settings
 from agent.engine.external.held import ExternalModel
+from agent.engine.shares import Shares
 from agent.engine_url import WELL_KNOWN, parse_engine_url
 from fleet.models.reference import matches
 
@@ -41,6 +42,11 @@ class ExternalEngines:
         on_change: Callable[[], None],
     ) -> None:
         self._engines = [ExternalEngine(settings, box, on_change) for settings in settings_of(configured, config)]
+
+    def share(self, shares: Shares) -> None:
+        """Let other boxes have this much of every server from now on."""
+        for engine in self._engines:
+            engine.workload.shares = shares
 
     async def run(self) -> None:
         """Use them until cancelled; each has a task of its own, so one that hangs keeps nobody waiting."""

@@ -11,6 +11,7 @@ from agent.engine.fair_queue import LOCAL, FairQueue, refusal
 from agent.engine.forecast import Forecast, work_of
 from agent.engine.job import Event, asker_of
 from agent.engine.rates import MovingRate
+from agent.engine.shares import Shares
 from agent.errors import AgentError, DrainingError, EngineError, OverloadedError
 from fleet.net.messages import InferRequest
 
@@ -71,8 +72,7 @@ class Workload:
         self, serve: Callable[[ExternalJob], Awaitable[None]], max_queue: int, on_change: Callable[[], None]
     ) -> None:
         self.slots = 1
-        #: The share of work of each asker; all have the same unless somebody says otherwise.
-        self.weight_of: Callable[[str], float] = lambda asker: 1.0
+        self.shares = Shares()
         self._serve = serve
         self._max_queue = max_queue
         self._on_change = on_change
@@ -116,7 +116,7 @@ class Workload:
 
     def add(self, job: ExternalJob) -> None:
         """Take a job in that has been checked."""
-        priority, weight = job.request.priority, 1.0 if job.asker == LOCAL else self.weight_of(job.asker)
+        priority, weight = job.request.priority, 1.0 if job.asker == LOCAL else self.shares.weight_of(job.asker)
         now = trio.current_time()
         self._waiting.put(job.asker, job, priority=priority, cost=work_of(job.request), weight=weight, now=now)
         job.model.queued += 1
@@ -133,8 +133,12 @@ class Workload:
 
     def hand_out(self) -> None:
         """Give the server what it has room for, by turns of the askers."""
-        while self._nursery is not None and self._waiting and self.running < self.slots:
-            job = self._waiting.take(trio.current_time())
+        while self._nursery is not None and self.running < self.slots:
+            lent = sum(job.asker != LOCAL for job in self._running)
+            peers = lent < self.shares.slots_lent(self.slots)
+            if not self._waiting.waits(peers=peers):
+                return
+            job = self._waiting.take(trio.current_time(), peers=peers)
             job.model.queued -= 1
             job.model.running += 1
             self._running.append(job)
