@@ -16,7 +16,7 @@ from agent.errors import (
     InterruptedJobError,
     LoopDetectedError,
 )
-from agent.jobs import failure, refusal
+from agent.jobs import failure, observation, refusal
 from agent.jobs.active import ActiveJobs
 from agent.jobs.answer import AnswerCheck, BadAnswerError
 from agent.jobs.breaker import Breaker
@@ -115,6 +115,7 @@ class JobRunner:
                 self._chooser.note_served(job.request, target)
                 return
             log.warning("job.attempt_failed", box=verdict.name, reason=failed.reason, tokens=progress.tokens)
+            observation.failed_at(target, failed.code)
             progress.failures[target] = failed
             if progress.routed is not None and failed.final is None and _used_up(job, progress):
                 # It failed between the last token that may be and its end: nothing is missing.
