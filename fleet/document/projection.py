@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
+from itertools import islice
 from typing import Final
 
 import pycrdt
@@ -67,6 +67,8 @@ class Projection:
     def __init__(self, wall_ms: int) -> None:
         self.client_id = _MARK << _TIME_BITS | wall_ms % (1 << _TIME_BITS)
         self._view: View | None = None
+        #: False while the document is somewhere between `_view` and the next one.
+        self._whole = True
         self._listeners: list[Callable[[Changed], None]] = []
         self._update_listeners: list[Callable[[bytes], None]] = []
         self._doc, self._maps = _new_document(self.client_id)
@@ -118,32 +120,49 @@ class Projection:
         Returns how many entries were written. Only what changed since the last view is encoded and written: facts are
         compared by op, and what admins decide is looked at only when it is another Governance than last time.
         """
-        writes = differences(self._view, view)
-        first = next(writes, None)
-        if first is None:
-            self._view = view
-            return 0
+        return sum(self.steps(view, None))
+
+    def steps(self, view: View, at_once: int | None) -> Iterator[int]:
+        """As `apply`, but with at most `at_once` entries in a transaction, and with a pause after each.
+
+        Nothing is done in a pause, so the caller can let others run: an entry takes some 40 us. What reads or follows
+        the document between two steps finds part of the view in it. Where the caller leaves in the middle it stays so
+        until the next call, which then compares every entry. One at a time: no other call may begin before the end.
+        """
+        writes = differences(self._view, view) if self._whole else self._mending(view)
+        self._whole = False
+        while batch := list(islice(writes, at_once)):
+            self._write(batch)
+            yield len(batch)
+        self._view, self._whole = view, True
+
+    def _mending(self, view: View) -> Iterator[_Write]:
+        """What differs between a document that is between two views and a view."""
+        left = {(name, key) for name in MAPS for key in self._maps[name].keys()}  # noqa: SIM118
+        for name, key, text in differences(None, view):
+            left.discard((name, key))
+            if text is not None and (key not in self._maps[name] or self._maps[name][key] != text):
+                yield name, key, text
+        yield from ((name, key, None) for name, key in left)
+
+    def _write(self, writes: Iterable[_Write]) -> None:
         keys: list[tuple[str, str]] = []
         update: list[bytes] = []
-        count = 0
         with self._updates_to(update), self._doc.transaction():
-            for name, key, text in chain((first,), writes):
+            for name, key, text in writes:
                 entries = self._maps[name]
                 if text is not None:
                     entries[key] = text
                 elif key in entries:
                     del entries[key]
-                count += 1
                 if self._listeners:
                     keys.append((name, key))
-        self._view = view
         for data in update:
             self._tell(data)
         if self._listeners:
             changed = Changed(frozenset(keys))
             for listener in list(self._listeners):
                 listener(changed)
-        return count
 
     @contextmanager
     def _updates_to(self, update: list[bytes]) -> Iterator[None]:
@@ -175,14 +194,24 @@ class Projection:
         Who listens to updates gets one that takes him along. Call it when `overgrown`, at a quiet moment: it takes as
         long as the first `apply`, less the encoding.
         """
-        held = {name: self.entries(name) for name in MAPS}
+        for _ in self.rebuild_steps(None):
+            pass
+
+    def rebuild_steps(self, at_once: int | None) -> Iterator[int]:
+        """As `rebuild`, with a pause after every `at_once` entries, in which the old document is still the one.
+
+        Where the caller leaves in the middle nothing has happened. One at a time, and no `steps` before its end.
+        """
+        doc, maps = _new_document(self.client_id + 1)
+        held = ((name, key) for name in MAPS for key in list(self._maps[name].keys()))
+        while batch := list(islice(held, at_once)):
+            with doc.transaction():
+                for name, key in batch:
+                    maps[name][key] = self._maps[name][key]
+            yield len(batch)
         earlier = {self.client_id: self._clock()}
         self.client_id += 1
-        self._doc, self._maps = _new_document(self.client_id)
-        with self._doc.transaction():
-            for name, entries in held.items():
-                for key, text in entries.items():
-                    self._maps[name][key] = text
+        self._doc, self._maps = doc, maps
         if self._update_listeners:
             self._tell(self.answer(yjs.vector(earlier)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import weakref
+from itertools import islice
 from typing import Any
 
 import pycrdt
@@ -190,6 +191,45 @@ def test_a_surplus_join_and_rival_settings_are_shown() -> None:
     assert len(invite["members"]) == len(invite["surplus"]) == 1
     claims = [conflicts["model/a"]["holds"], *conflicts["model/a"]["rivals"]]
     assert sorted(claim["value"] for claim in claims) == [1, 2]
+
+
+@settings(max_examples=60, deadline=None)
+@given(STEPS, st.lists(st.tuples(st.integers(0, 12), st.integers(1, 5)), max_size=3))
+def test_what_was_left_in_the_middle_is_made_whole_by_the_next_call(
+    steps: list[Any], attempts: list[tuple[int, int]]
+) -> None:
+    fleet, projection = Fleet(), Projection(NOW)
+    copy = Copy().follow(projection)
+    steps_a_part = len(steps) // (len(attempts) + 1) + 1
+    for number, (until, at_once) in enumerate(attempts):
+        for one in steps[number * steps_a_part : (number + 1) * steps_a_part]:
+            step(fleet, *one)
+        under_way = projection.steps(fleet.view(), at_once)
+        assert all(0 < written <= at_once for written in islice(under_way, until))
+        under_way.close()
+    for one in steps[len(attempts) * steps_a_part :]:
+        step(fleet, *one)
+    for _ in projection.steps(fleet.view(), 3):
+        pass
+    fresh = Projection(NOW)
+    fresh.apply(fleet.view())
+    assert contents(projection) == contents(fresh) == copy.contents()
+    assert projection.apply(fleet.view()) == 0
+
+
+def test_a_rebuild_that_was_left_in_the_middle_has_not_happened() -> None:
+    fleet, projection = Fleet(), Projection(NOW)
+    fleet.let_in(*BOXES)
+    projection.apply(fleet.view())
+    copy = Copy().follow(projection)
+    before, client_id = contents(projection), projection.client_id
+    under_way = projection.rebuild_steps(2)
+    assert next(under_way) == 2
+    under_way.close()
+    assert (contents(projection), projection.client_id) == (before, client_id)
+    assert sum(projection.rebuild_steps(2)) == sum(len(entries) for entries in before.values())
+    assert contents(projection) == before == copy.contents()
+    assert projection.client_id == client_id + 1
 
 
 # --- growth --------------------------------------------------------------------------------------------------------
