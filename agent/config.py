@@ -27,6 +27,27 @@ def _memory(value: object) -> int | str:
 #: A number of bytes, or a text: 800MiB, 1.5GiB, or a share of the box's memory as 60%.
 Memory = Annotated[int | str, PlainValidator(_memory)]
 
+
+def _layers(value: object) -> int | str:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and -1 <= value <= 10_000):
+        return value
+    raise ValueError("must be auto, or a number from -1 (all) to 10000")
+
+
+#: As many layers as fit, or how many; -1 for all.
+GpuLayers = Annotated[Literal["auto"] | int, PlainValidator(_layers)]
+
+
+def _switch(value: object) -> str:
+    # YAML reads on and off as true and false.
+    word = {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+    if isinstance(word, str) and word in ("auto", "on", "off"):
+        return word
+    raise ValueError("must be auto, on or off")
+
+
+Switch = Annotated[Literal["auto", "on", "off"], PlainValidator(_switch)]
+
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
 
 QuietHours = Annotated[str, Field(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]-([01][0-9]|2[0-3]):[0-5][0-9]$")]
@@ -77,7 +98,8 @@ class EngineConfig(_Section):
     box has available less a reserve; a model gets less context and fewer slots where it would not fit.
 
     `session_cache_mib` is how much of the disk a model may take for conversations that have a name
-    (`prompt_cache_key`), 0 for none. With `detect`, servers at well-known ports of this machine are looked for
+    (`prompt_cache_key`), 0 for none. `gpu_layers` are layers of a model on a GPU, -1 for all, and auto for as many as
+    fit where there is one. With `detect`, servers at well-known ports of this machine are looked for
     (`agent.engine_url`).
     """
 
@@ -85,7 +107,8 @@ class EngineConfig(_Section):
     slots: int = Field(default=4, ge=1, le=64)
     memory_budget: Memory | None = None
     threads: int | None = Field(default=None, ge=1, le=512)
-    gpu_layers: int = Field(default=0, ge=-1, le=10_000)
+    gpu_layers: GpuLayers = "auto"
+    flash_attention: Switch = "auto"
     max_queue: int = Field(default=32, ge=0, le=10_000)
     session_cache_mib: int = Field(default=256, ge=0, le=1 << 20)
     preload: bool = True

@@ -19,6 +19,13 @@ from agent.errors import EngineError, ModelLoadError
 #: Tokens in one step.
 BATCH: Final = 512
 
+#: Whether attention is computed in one pass, by the word of the configuration.
+FLASH: Final = {
+    "auto": ll.LLAMA_FLASH_ATTN_TYPE_AUTO,
+    "on": ll.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    "off": ll.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+}
+
 _NO_ROOM: Final = 1
 _ABORTED: Final = 2
 
@@ -43,7 +50,9 @@ class NoRoomError(Exception):
 class Context:
     """The sequences of one model. Everything but `abort` belongs to one thread."""
 
-    def __init__(self, model: Model, *, cells: int, sequences: int, threads: int, batch: int = BATCH) -> None:
+    def __init__(
+        self, model: Model, *, cells: int, sequences: int, threads: int, batch: int = BATCH, flash: str = "auto"
+    ) -> None:
         """`cells` tokens in all, of at most `sequences` sequences, `batch` in a step. Raises ModelLoadError."""
         self._model = model
         self._aborting = False
@@ -55,6 +64,7 @@ class Context:
         params.n_outputs_max = sequences
         params.n_threads = params.n_threads_batch = threads
         params.kv_unified = True
+        params.flash_attn_type = FLASH[flash]
         # Layers with a sliding window keep that window only: full-size ones cost Gemma a tenth of its speed.
         params.swa_full = False
         params.no_perf = True

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from agent.engine.chat import Span
-from agent.engine.embedding_context import AbortedError, InParts, Reader, Whole
+from agent.engine.embedding_context import AbortedError, InParts, Reader, Whole, context_params
 from agent.engine.inbox import Inbox
 from agent.engine.llama import Model
 from agent.engine.memory import EMBEDDED_TEXTS, EMBEDDED_TOKENS
-from agent.engine.pooling import Pooling
-from agent.engine.protocol import Done, Embed, Up, Vectors
+from agent.engine.protocol import Done, Embed, Load, Up, Vectors
 from agent.engine.rates import MovingRate
 from agent.engine.schedule import STEP_LIMIT
 from agent.errors import AgentError, BadRequestError, ContextLengthError
@@ -198,12 +197,13 @@ class Embedder:
         self._send(Done(one.texts.job.id, reason, count, 0, round(one.took_ms, 3), 0.0))
 
 
-def reader_of(model: Model, *, whole: bool, room: int, threads: int, own: Pooling) -> Callable[..., Reader]:
+def reader_of(model: Model, load: Load, *, room: int) -> Callable[[Callable[[], bool]], Reader]:
     """What makes the reader of a model's texts; see Embedder."""
 
     def make(abort: Callable[[], bool]) -> Reader:
-        if whole:
-            return Whole(model, room=room, threads=threads, abort=abort)
-        return InParts(model, room=room, threads=threads, own=own)
+        params = context_params(room, threads=load.threads, flash=load.flash_attention)
+        if load.whole:
+            return Whole(model, params, abort=abort)
+        return InParts(model, params, own=load.pooling)
 
     return make

@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 import llama_cpp as ll
 import numpy as np
 
+from agent.engine.context import FLASH
 from agent.engine.llama import Model
 from agent.engine.memory import EMBEDDED_TEXTS, embedding_step
 from agent.engine.pooling import Pooler, Pooling, normalised
@@ -47,11 +48,11 @@ class Reader(Protocol):
 class InParts:
     """Reads texts in steps of some tokens; all poolings share one context."""
 
-    def __init__(self, model: Model, *, room: int, threads: int, own: Pooling) -> None:
-        """`room` tokens of texts at a time; `own` is what an empty pooling means. Raises ModelLoadError."""
-        self._step = min(room, embedding_step(model.vocab_size))
+    def __init__(self, model: Model, params: Any, *, own: Pooling) -> None:
+        """`params` as of `context_params`; `own` is what an empty pooling means. Raises ModelLoadError."""
+        self._step: int = min(params.n_ctx, embedding_step(model.vocab_size))
         self._own: Pooling = own
-        params = _params(room, self._step, threads)
+        params.n_batch = params.n_ubatch = self._step
         params.pooling_type = ll.LLAMA_POOLING_TYPE_NONE
         self._handle = _context(model, params)
         self._size: int = ll.llama_model_n_embd(model.handle)
@@ -86,14 +87,15 @@ class Whole:
     `abort` is asked some hundred times in a step whether it is to be left.
     """
 
-    def __init__(self, model: Model, *, room: int, threads: int, abort: Callable[[], bool]) -> None:
+    def __init__(self, model: Model, params: Any, *, abort: Callable[[], bool]) -> None:
+        """`params` as of `context_params`."""
         self._model = model
-        self._room = room
-        self._threads = threads
         self._abort = ll.ggml_abort_callback(lambda _: abort())
+        self._params = params
+        self._params.abort_callback = self._abort
         self._pooling: Pooling | None = None
         self._handle: Any = None
-        self._batch = ll.llama_batch_init(room, 0, 1)
+        self._batch = ll.llama_batch_init(params.n_batch, 0, 1)
         self._texts: Sequence[Sequence[int]] = ()
 
     def begin(self, texts: Sequence[Sequence[int]], pooling: Pooling) -> None:
@@ -119,8 +121,7 @@ class Whole:
 
     def _open(self, pooling: Pooling) -> None:
         self._close()
-        params = _params(self._room, self._room, self._threads)
-        params.abort_callback = self._abort
+        params = self._params
         params.pooling_type = _POOLINGS[pooling]
         self._handle = _context(self._model, params)
         if ll.llama_pooling_type(self._handle) == ll.LLAMA_POOLING_TYPE_NONE:
@@ -136,10 +137,11 @@ class Whole:
         self._handle = self._pooling = None
 
 
-def _params(room: int, step: int, threads: int) -> Any:
+def context_params(room: int, *, threads: int, flash: str) -> Any:
+    """The parameters of a context that reads `room` tokens of texts together, all in one step."""
     params = ll.llama_context_default_params()
-    params.n_ctx = room
-    params.n_batch = params.n_ubatch = step
+    params.n_ctx = params.n_batch = params.n_ubatch = room
+    params.flash_attn_type = FLASH[flash]
     params.n_seq_max = EMBEDDED_TEXTS
     params.kv_unified = True
     params.swa_full = False

@@ -274,7 +274,7 @@ class Holding:
         """Find memory for it and run a child there; without memory, say so to those who wait."""
         facts = self.identity.facts
         assert facts is not None
-        wish = Wish(self._wanted_context, self._slots)
+        wish = Wish(self._wanted_context, self._slots, flash=self._config.flash_attention != "off")
         try:
             plan = await self._room.take(self, facts, wish, most=self._limit(), urgent=self.queued > 0)
         except NoRoomError as error:

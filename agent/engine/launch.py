@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from agent.config import EngineConfig
+from agent.engine.gpu import AUTO
 from agent.engine.memory import Plan, reads_whole
 from agent.engine.protocol import Load
 from fleet.models.gguf import GgufFacts
@@ -17,7 +18,7 @@ def load_message(path: Path, facts: GgufFacts, plan: Plan, config: EngineConfig,
         path=str(path),
         context_tokens=plan.context,
         threads=threads_of(config),
-        gpu_layers=config.gpu_layers,
+        gpu_layers=gpu_layers_of(config),
         slots=plan.slots,
         cells=plan.cells,
         batch=plan.batch,
@@ -26,12 +27,22 @@ def load_message(path: Path, facts: GgufFacts, plan: Plan, config: EngineConfig,
         pooling=facts.pooling if facts.pooling in ("mean", "cls", "last") else "",
         sessions=str(sessions),
         session_bytes=config.session_cache_mib << 20,
+        flash_attention=config.flash_attention,
+        blocks=facts.block_count,
+        weights=plan.estimate.weights,
+        cache=plan.estimate.kv,
+        compute=plan.estimate.compute + plan.estimate.vectors,
     )
+
+
+def gpu_layers_of(config: EngineConfig) -> int:
+    """The setting as a number, as `agent.engine.gpu` has it."""
+    return AUTO if config.gpu_layers == "auto" else config.gpu_layers
 
 
 def setup_of(config: EngineConfig) -> str:
     """What changes how fast a model is on this box, besides the engine."""
-    return f"threads {threads_of(config)}, gpu_layers {config.gpu_layers}"
+    return f"threads {threads_of(config)}, gpu_layers {config.gpu_layers}, flash_attention {config.flash_attention}"
 
 
 def threads_of(config: EngineConfig) -> int:

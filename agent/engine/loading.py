@@ -96,6 +96,7 @@ class Loading:
                 log.info(
                     "engine.loaded", model=self._name, pid=self.child.pid, load_ms=round(message.load_ms),
                     warm_ms=round(message.warm_ms), decode_rate=round(message.decode_rate, 1),
+                    gpu_layers=message.gpu_layers,
                 )  # fmt: skip
                 on_loaded(message, nursery)
             case Failed(id=-1):

@@ -64,10 +64,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Wish:
-    """What a model is to be loaded with: tokens of context for a request, and requests at a time."""
+    """What a model is to be loaded with: tokens of context for a request, requests at a time, and flash attention."""
 
     context: int
     slots: int
+    flash: bool = True
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,14 @@ class TooLarge:
 
 
 def estimate(
-    facts: GgufFacts, cells: int, slots: int, ubatch: int = BATCH, kv_type: str = "F16", outputs: int | None = None
+    facts: GgufFacts,
+    cells: int,
+    slots: int,
+    ubatch: int = BATCH,
+    kv_type: str = "F16",
+    outputs: int | None = None,
+    *,
+    flash: bool = True,
 ) -> Estimate:
     """What a model takes with a cache of `cells` tokens for `slots` sequences, `ubatch` tokens a step.
 
@@ -117,13 +125,13 @@ def estimate(
     outputs = min(ubatch, sequences if outputs is None else outputs)
     kv = compute = 0
     if not facts.embedding:
-        kv, compute = _context(facts, cells, sequences, ubatch, outputs, facts.vocab_size, kv_type)
+        kv, compute = _context(facts, cells, sequences, ubatch, outputs, facts.vocab_size, kv_type, flash=flash)
     return Estimate(
         weights=facts.weight_bytes,
         kv=kv,
         compute=compute,
         process=_PROCESS + _VOCABULARY_ENTRY * facts.vocab_size,
-        vectors=_vectors(facts, cells),
+        vectors=_vectors(facts, cells, flash=flash),
     )
 
 
@@ -138,18 +146,26 @@ def embedding_step(vocab_size: int) -> int:
     return max(least, min(most, _EMBEDDED_LOGITS // (4 * vocab_size) // least * least))
 
 
-def _vectors(facts: GgufFacts, cells: int) -> int:
+def _vectors(facts: GgufFacts, cells: int, *, flash: bool) -> int:
     """What the context for embeddings takes, which has `cells` tokens or fewer."""
     room = min(EMBEDDED_TOKENS, cells)
     whole = reads_whole(facts)
     step = min(room, room if whole else embedding_step(facts.vocab_size))
     vocabulary = 0 if any(name in facts.architecture for name in _HEADLESS) else facts.vocab_size
-    kv, compute = _context(facts, room, EMBEDDED_TEXTS, step, step, vocabulary, "F16")
+    kv, compute = _context(facts, room, EMBEDDED_TEXTS, step, step, vocabulary, "F16", flash=flash)
     return (kv if vocabulary else 0) + compute
 
 
 def _context(
-    facts: GgufFacts, cells: int, sequences: int, ubatch: int, outputs: int, vocabulary: int, kv_type: str
+    facts: GgufFacts,
+    cells: int,
+    sequences: int,
+    ubatch: int,
+    outputs: int,
+    vocabulary: int,
+    kv_type: str,
+    *,
+    flash: bool,
 ) -> tuple[int, int]:
     """Bytes of a context's cache, and of what it computes in; `outputs` tokens of a step have logits."""
     cells = _padded(cells)
@@ -160,9 +176,11 @@ def _context(
     head = facts.key_length + facts.value_length
     kv = (cells * sum(full) + window_cells * sum(windowed)) * head // block * block_bytes
     masks = 2 * ubatch * (cells * any(full) + window_cells * any(windowed))
+    # Without flash attention there is a table of scores, for one layer at a time.
+    scores = 0 if flash else 4 * ubatch * facts.heads * (cells if any(full) else window_cells)
     logits = 4 * outputs * (vocabulary + 2 * facts.embedding_length)
     results = 4 * vocabulary * max(sequences, outputs)
-    compute = max(4 * ubatch * _widest(facts) + masks, logits) + results + _ROUNDING
+    compute = max(4 * ubatch * _widest(facts) + masks + scores, logits) + results + _ROUNDING
     return kv + facts.state_bytes * sequences, compute
 
 
@@ -178,7 +196,10 @@ def plan(facts: GgufFacts, available: int, wish: Wish) -> Plan | TooLarge:
     whole = context if facts.embedding else max(context, context * wish.slots // 2)
 
     def fits(cells: int, slots: int, batch: int) -> bool:
-        return estimate(facts, cells, slots, batch).total <= available
+        return counted(cells, slots, batch).total <= available
+
+    def counted(cells: int, slots: int, batch: int) -> Estimate:
+        return estimate(facts, cells, slots, batch, flash=wish.flash)
 
     slots, batch = wish.slots, BATCH
     if not facts.embedding:  # what these save is for text that is generated
@@ -187,14 +208,14 @@ def plan(facts: GgufFacts, available: int, wish: Wish) -> Plan | TooLarge:
         while batch > MIN_BATCH and not fits(least, slots, batch):
             batch //= 2
     if not fits(least, slots, batch):
-        return TooLarge(estimate(facts, least, slots, batch).total, available)
+        return TooLarge(counted(least, slots, batch).total, available)
     # The estimate grows with the cells, so the most that fit are found by halving.
     low, high = least, whole
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle, slots, batch) else (low, middle - 1)
     cells = min(_padded(low), _padded(whole)) if fits(_padded(low), slots, batch) else low
-    found = Plan(min(context, low), slots, cells, batch, estimate(facts, cells, slots, batch))
+    found = Plan(min(context, low), slots, cells, batch, counted(cells, slots, batch))
     return replace(found, why=_why(found, context, whole, wish.slots, available))
 
 

@@ -33,13 +33,16 @@ class ProtocolError(Exception):
 
 @dataclass(frozen=True)
 class Load:
-    """Open the model; answered by Loaded, or by Failed without an id. `gpu_layers` -1 means all of them.
+    """Open the model; answered by Loaded, or by Failed without an id.
 
     `slots` sequences share one cache of `cells` tokens (0: `context_tokens`), and one of them may use at most
     `context_tokens` of it. `batch` is how many tokens one decoding step may take in. `embeddings` 1 opens the model to
     give vectors and no text, and `whole` 1 says that it has to read a text in one step; `pooling` is the one that it
     was made for, or empty. Conversations that have a name are kept in the folder `sessions`, in at most
     `session_bytes`; none are where it is empty.
+
+    `gpu_layers` go to a GPU: a number, all (-1), or as many as fit (-2), which is found by how many `blocks` the model
+    has and by the bytes of its `weights`, its `cache` and what it needs to `compute`.
     """
 
     path: str
@@ -54,6 +57,11 @@ class Load:
     pooling: Literal["", "mean", "cls", "last"] = ""
     sessions: str = ""
     session_bytes: int = 0
+    flash_attention: Literal["auto", "on", "off"] = "auto"
+    blocks: int = 0
+    weights: int = 0
+    cache: int = 0
+    compute: int = 0
 
 
 @dataclass(frozen=True)
@@ -143,7 +151,7 @@ class Unload:
 class Loaded:
     """The model is ready for `slots` sequences at a time. Rates are tokens per second of warming up, 0 if unknown.
 
-    `load_ms` and `warm_ms` are milliseconds; `context_tokens` is what one sequence may use.
+    `load_ms` and `warm_ms` are milliseconds; `context_tokens` is what one sequence may use. `gpu_layers` are on a GPU.
     """
 
     context_tokens: int
@@ -152,6 +160,7 @@ class Loaded:
     warm_ms: float
     prefill_rate: float
     decode_rate: float
+    gpu_layers: int = 0
 
 
 @dataclass(frozen=True)
@@ -336,7 +345,7 @@ class FrameBuffer:
 
 
 def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and -1 <= value < 1 << 53
+    return isinstance(value, int) and not isinstance(value, bool) and -2 <= value < 1 << 53
 
 
 def _is_items(value: object, *kinds: Callable[[object], bool]) -> bool:

@@ -22,6 +22,8 @@ import llama_cpp
 from agent.engine.batcher import Batcher, failed, nothing_runs
 from agent.engine.context import AbortedError, Context, NoRoomError
 from agent.engine.embedding import Embedder, Texts, reader_of, tokenise
+from agent.engine.gpu import layers_for
+from agent.engine.gpu_devices import can_offload, devices
 from agent.engine.inbox import Inbox
 from agent.engine.llama import Model
 from agent.engine.memory import EMBEDDED_TOKENS
@@ -138,14 +140,21 @@ class Engine:
         if not load.embeddings:
             # Sequences that are over and kept need a number each; where a number costs memory there are few more.
             sequences = min(_MOST_SEQUENCES, slots + (2 if model.window or model.recurrent else slots))
-            self._context = Context(model, cells=cells, sequences=sequences, threads=load.threads, batch=load.batch)
+            self._context = Context(
+                model,
+                cells=cells,
+                sequences=sequences,
+                threads=load.threads,
+                batch=load.batch,
+                flash=load.flash_attention,
+            )
         context = self._context
         self._inbox: Inbox[Item] = Inbox(*((context.abort, context.resume) if context else (_nothing, _nothing)))
         sessions = _sessions(load)
         preparer = Preparer(model, load.context_tokens, sessions) if context else None
         self.desk = Desk(self._inbox, model, load.context_tokens, preparer)
         room = min(EMBEDDED_TOKENS, load.context_tokens)
-        reader = reader_of(model, whole=bool(load.whole), room=room, threads=load.threads, own=load.pooling)
+        reader = reader_of(model, load, room=room)
         self._embedder = Embedder(self._inbox, send, reader, room=room, hear=self._hear)
         if context is not None:
             self._batcher = Batcher(
@@ -282,8 +291,17 @@ def main(fd: int, parent: int) -> None:
     if not isinstance(first, Load):
         sys.exit("the first message must be Load")
     began = time.perf_counter()
+    layers = layers_for(
+        first.gpu_layers,
+        offload=can_offload(),
+        devices=devices(),
+        blocks=first.blocks,
+        weights=first.weights,
+        cache=first.cache,
+        compute=first.compute,
+    )
     try:
-        model = Model(first.path, gpu_layers=first.gpu_layers)
+        model = Model(first.path, gpu_layers=layers)
         engine = Engine(model, first, send)
         load_ms = _ms(began)
         began = time.perf_counter()
@@ -291,7 +309,7 @@ def main(fd: int, parent: int) -> None:
     except EngineError as error:
         send(failed(-1, error))
         sys.exit(1)
-    send(Loaded(first.context_tokens, max(1, first.slots), load_ms, _ms(began), prefill, decode))
+    send(Loaded(first.context_tokens, max(1, first.slots), load_ms, _ms(began), prefill, decode, layers))
     threading.Thread(target=engine.desk.run_forever, daemon=True).start()
     threading.Thread(target=_read, args=(sock, frames, rest, engine.desk), daemon=True).start()
     engine.run_forever()

@@ -103,6 +103,15 @@ def test_a_model_of_vectors_alone_takes_nothing_for_text() -> None:
     assert short.context < 2048
 
 
+def test_without_flash_attention_the_scores_of_a_layer_are_kept() -> None:
+    with_, without = estimate(SMALL, 4096, 2), estimate(SMALL, 4096, 2, flash=False)
+    assert without.compute - with_.compute == 4 * 512 * 4 * 4096
+    assert without.kv == with_.kv
+    wished = plan(SMALL, 10**12, Wish(4096, 2, flash=False))
+    assert isinstance(wished, Plan)
+    assert wished.estimate == without
+
+
 SIZES = st.integers(64, 32_768)
 
 
