@@ -54,9 +54,10 @@ _WINDOW_PATTERNS: Final[Mapping[str, tuple[int, bool]]] = {
 class GgufFacts:
     """What the header states. Sizes in bytes; `quantisation` is empty where the file does not name it.
 
+    `name`, `basename`, `finetune` and `release` are the file's own words for which model it is; `stated_size` is its
+    word for the size, empty where it has none, and `size_label` that word or else one made from the count.
     `parameters` is counted from the tensors, `tensor_bytes` has the bytes of each tensor type by its name, the largest
-    first; `size_label` is the file's own word for the size, else made from the count. `data_end` is where the last
-    tensor ends, never past the end of the file.
+    first. `data_end` is where the last tensor ends, never past the end of the file.
 
     `kv_heads` has one number for each layer, 0 for one without attention; `heads` and `feed_forward` are the largest
     of all layers. `windowed` has True for each layer that sees `window` tokens back and no further. `pooling` is empty
@@ -70,6 +71,10 @@ class GgufFacts:
     version: int
     architecture: str
     name: str
+    basename: str
+    finetune: str
+    release: str
+    stated_size: str
     size_label: str
     parameters: int
     quantisation: str
@@ -134,12 +139,17 @@ def read_facts(source: BinaryIO | bytes) -> GgufFacts:
     causal = values.get(f"{architecture}.attention.causal") is not False
     template = values.get("tokenizer.chat_template")
     file_type = values.get("general.file_type")
+    stated_size = _short(values.get("general.size_label"))
     experts, experts_used = _experts(of, blocks)
     return GgufFacts(
         version=header.version,
         architecture=architecture,
         name=_short(values.get("general.name")),
-        size_label=_short(values.get("general.size_label")) or size_label(tensors.parameters),
+        basename=_short(values.get("general.basename")),
+        finetune=_short(values.get("general.finetune")),
+        release=_short(values.get("general.version")),
+        stated_size=stated_size,
+        size_label=stated_size or size_label(tensors.parameters),
         parameters=tensors.parameters,
         quantisation=_FILE_TYPES.get(file_type, "") if isinstance(file_type, int) else "",
         tensor_bytes=tuple(sorted(tensors.bytes_by_type.items(), key=lambda entry: -entry[1])),

@@ -19,8 +19,16 @@ def is_hash(reference: str) -> bool:
 
 
 def canonical_name(name: str) -> str:
-    """The form in which names are compared and shown: of a file name its stem, lower case."""
-    return name.rsplit("/", 1)[-1].lower().removesuffix(_SUFFIX)
+    """The form in which names are compared and shown: of a file name its stem, lower case.
+
+    A name with characters that do not show is left as it is, so that it equals no other one.
+    """
+    if not name.isprintable():
+        return name
+    stem = name.rsplit("/", 1)[-1]
+    # KELVIN SIGN is the one letter whose lower case is ASCII though itself is not: it stays what it is.
+    lower = stem.lower() if stem.isascii() else "".join(c if ord(c) == 0x212A else c.lower() for c in stem)
+    return lower.removesuffix(_SUFFIX)
 
 
 def matches(reference: str, *, model_hash: str, name: str) -> bool:
