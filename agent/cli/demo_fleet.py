@@ -84,6 +84,8 @@ class Box:
             },
             "http": {"listen": f"127.0.0.1:{self.http_port}"},
             "log": {"format": "json"},
+            # Three boxes share this machine, which may be as busy and as slow as it is.
+            "routing": {"threshold": 0.0, "borrow_only_below": 0.0, "max_cpu": 1.0, "max_memory": 1.0},
         }
         if self.model is not None:
             config["models"] = [{"path": str(self.model.resolve()), "name": MODEL_NAME}]

@@ -35,6 +35,8 @@ class Stream:
     """A streamed answer, read chunk by chunk."""
 
     def __init__(self, response: httpx.Response) -> None:
+        if response.status_code != 200:
+            raise AssertionError(f"{response.status_code}: {response.read().decode()}")
         self.response = response
         self.chunks: list[dict[str, Any]] = []
         self.done = False
