@@ -85,7 +85,10 @@ class OpSet:
         return [op for op in self._ops.values() if op.kind != "node"]
 
     def facts(self) -> Mapping[bytes, Mapping[str, Op]]:
-        """The latest facts of every author by path, whether it is a member today or not."""
+        """The latest facts of every author by path, whether it is a member today or not.
+
+        Not to be held across a change; but one author's facts may be, for a change of them makes new ones.
+        """
         return self._facts
 
     def highest_seq(self, author: bytes) -> int:
@@ -220,28 +223,23 @@ class OpSet:
         return gone
 
     def _admit_fact(self, op: Op) -> Admitted:
-        facts = self._facts.setdefault(op.author, {})
-        held = facts.get(op.path)
-        if held is not None:
-            if (held.seq, held.id) >= (op.seq, op.id):
-                return _HELD  # a replay, or a way back
-            del self._ops[held.id]
-            facts[op.path] = op
-            self._keep(op)
-            return Admitted(True, (held,))
-        if len(facts) >= MAX_FACTS:
+        own = self._facts.get(op.author, {})
+        held = own.get(op.path)
+        if held is not None and (held.seq, held.id) >= (op.seq, op.id):
+            return _HELD  # a replay, or a way back
+        after = {**own, op.path: op}
+        gone = held
+        if len(after) > MAX_FACTS:
             # Which facts stay depends on the set alone: those with the highest seq. See docs/fleet-document.md.
-            lowest = min(facts.values(), key=lambda fact: (fact.seq, fact.id))
-            if (lowest.seq, lowest.id) > (op.seq, op.id):
+            gone = min(after.values(), key=lambda fact: (fact.seq, fact.id))
+            if gone is op:
                 raise RefusedOpError("quota", f"a box has at most {MAX_FACTS} facts")
-            del self._ops[lowest.id]
-            del facts[lowest.path]
-            facts[op.path] = op
-            self._keep(op)
-            return Admitted(True, (lowest,))
-        facts[op.path] = op
+            del after[gone.path]
+        if gone is not None:
+            del self._ops[gone.id]
+        self._facts[op.author] = after
         self._keep(op)
-        return Admitted(True)
+        return Admitted(True, () if gone is None else (gone,))
 
     def _keep(self, op: Op) -> None:
         self._ops[op.id] = op

@@ -237,7 +237,7 @@ def _new_document(client_id: int) -> tuple[_Document, dict[str, pycrdt.Map[str]]
 def differences(old: View | None, new: View) -> Iterator[_Write]:
     """Every entry that is not what it was: map, key, JSON text (None where it goes). Pure; each key comes once."""
     before, now = _by_author(old), _by_author(new)
-    changed = [author for author, own in now.items() if before.get(author) != own]
+    changed = [author for author, own in now.items() if before.get(author) is not own]
     yield from _facts(before, now, changed)
     if old is not None and old.governance is new.governance:
         for key in (*changed, *(before.keys() - now.keys())):

@@ -12,6 +12,7 @@ import structlog
 import trio
 
 from fleet.document.clock import HybridClock
+from fleet.document.collector import collector_paused
 from fleet.document.op import Kind, Op, read_op, signature_holds, write_op
 from fleet.document.opset import OpSet
 from fleet.document.view import Governance, View
@@ -118,10 +119,11 @@ class Replica:
         self._unsaved: list[Change] = []
         self._governance: tuple[int, Governance] | None = None
         self._view: tuple[int, View] | None = None
-        self.ops.restore(ops)
-        now = wall_ms()
-        for op in self.ops.ops():
-            self._clock.observe(op.hlc, now)
+        with collector_paused():
+            self.ops.restore(ops)
+            now = wall_ms()
+            for op in self.ops.ops():
+                self._clock.observe(op.hlc, now)
 
     @property
     def view(self) -> View:

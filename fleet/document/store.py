@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from fleet.document.collector import collector_paused
 from fleet.document.op import Op
 from fleet.document.records import SCHEMA_VERSION, checksum, make_table, read_ops, read_rows
 from fleet.durable import sync_folder
@@ -148,13 +149,14 @@ class OpStore:
                 make_table(connection, found)
         ops, damaged = [], []
         self._rows, self._next = {}, 1
-        for row, op in read_rows(connection):
-            if op is None or op.id in self._rows:
-                damaged.append(row)
-            else:
-                ops.append(op)
-                self._rows[op.id] = row
-            self._next = row + 1
+        with collector_paused():
+            for row, op in read_rows(connection):
+                if op is None or op.id in self._rows:
+                    damaged.append(row)
+                else:
+                    ops.append(op)
+                    self._rows[op.id] = row
+                self._next = row + 1
         if damaged:
             with _transaction(connection):
                 connection.executemany("delete from op where n = ?", [(row,) for row in damaged])

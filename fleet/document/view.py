@@ -43,14 +43,17 @@ class Governance:
 
 
 class View:
-    """One state of the fleet document. Immutable; boxes are decoded when somebody asks for them."""
+    """One state of the fleet document. Immutable; boxes are decoded when somebody asks for them.
+
+    `facts` may change once this is made, but no author's own mapping within it.
+    """
 
     def __init__(self, genesis: Genesis, governance: Governance, facts: Mapping[bytes, Mapping[str, Op]]) -> None:
         self.genesis: Final = genesis
         self.governance: Final = governance
         self.authority: Final = governance.authority
         self.settings: Final = governance.settings
-        self._facts = {key: dict(own) for key, own in facts.items() if self._is_shown(key)}
+        self._facts = {key: own for key, own in facts.items() if self._is_shown(key)}
 
     def _is_shown(self, key: bytes) -> bool:
         return key in self.authority.members and key not in self.authority.revoked

@@ -67,12 +67,13 @@ MUTANTS: Final = (
     mutant(
         "erased entry: one author's fact takes another's place",
         (unit("acceptance"), STORIES, WORLD),
-        (OPSET, "facts = self._facts.setdefault(op.author, {})", 'facts = self._facts.setdefault(b"", {})'),
+        (OPSET, "own = self._facts.get(op.author, {})", 'own = self._facts.get(b"", {})'),
+        (OPSET, "self._facts[op.author] = after", 'self._facts[b""] = after'),
     ),
     mutant(
         "replayed seq: an older fact replaces a newer",
         (unit("acceptance"), STORIES, WORLD),
-        (OPSET, "if (held.seq, held.id) >= (op.seq, op.id):", "if held.id == op.id:"),
+        (OPSET, "if held is not None and (held.seq, held.id) >= (op.seq, op.id):", "if held is op:"),
     ),
     mutant(
         "non-admin write enters the set",
@@ -382,7 +383,7 @@ MUTANTS: Final = (
     mutant(
         "the order of arrival decides which facts stay",
         (unit("acceptance"),),
-        (OPSET, "if (lowest.seq, lowest.id) > (op.seq, op.id):", "if True:"),
+        (OPSET, "            if gone is op:\n", "            if True:\n"),
     ),
     mutant("a form that is not canonical", (unit("op"),), (CBOR, "    if not same:\n", "    if False:\n")),
     mutant(
