@@ -66,6 +66,37 @@ def test_jobs_join_and_leave_while_others_run_and_each_gets_its_own_answer(tmp_p
     trio.run(main)
 
 
+def test_b46_eight_at_once_share_their_steps_and_each_begins_before_the_first_ends(tmp_path: Path) -> None:
+    """How much faster that is than one after another is a figure of `make bench-engine`."""
+
+    async def main() -> None:
+        bias = tuple((token, -100.0) for token in (0, 2))  # no end of text
+        async with box(tmp_path, slots=8, context_tokens=256) as here:
+            await here.until(lambda held: held.state == "loaded")
+            before = (await stats(here)).steps
+            begun: set[int] = set()
+            begun_at_first_end: list[int] = []
+
+            async def one(index: int) -> None:
+                async def note(event: object) -> None:
+                    if isinstance(event, Delta):
+                        begun.add(index)
+
+                request = completion(f"A story of the {WORDS[index]}:", max_tokens=48, logit_bias=bias)
+                answer = await here.run(request, note)
+                begun_at_first_end.append(len(begun))
+                assert answer.finished.completion_tokens == 48
+
+            async with trio.open_nursery() as nursery:
+                for index in range(8):
+                    nursery.start_soon(one, index)
+            assert begun_at_first_end[0] == 8
+            steps = (await nothing_left(here)).steps - before
+            assert steps <= 2 * 48, f"{steps} steps for 8 answers of 48 tokens"
+
+    trio.run(main)
+
+
 def test_a_long_prompt_does_not_hold_up_who_is_being_answered(tmp_path: Path) -> None:
     async def main() -> None:
         async with box(tmp_path, slots=2, context_tokens=2048) as here:

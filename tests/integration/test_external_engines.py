@@ -276,7 +276,7 @@ def test_another_agent_of_the_fleet_is_no_engine() -> None:
 # --- looked for, and left alone --------------------------------------------------------------------------------------
 
 
-def test_detection_looks_at_loopback_only_and_not_at_all_unless_it_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_b39_detection_looks_at_loopback_only_and_not_at_all_unless_it_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Any, Any]] = []
 
     async def connect(host: Any, port: Any, **more: Any) -> trio.SocketStream:
@@ -319,7 +319,7 @@ def test_what_is_detected_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     run(scenario)
 
 
-def test_one_that_hangs_keeps_nobody_waiting() -> None:
+def test_b39_one_that_hangs_keeps_nobody_waiting() -> None:
     async def scenario() -> None:
         with serving(Fake("ollama", list_trouble="hang")) as slow, serving(Fake("vllm")) as fast:
             async with using({"url": slow.url}, {"url": fast.url}, wait=False) as engines:
