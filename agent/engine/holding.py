@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import threading
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final, Literal
@@ -16,19 +16,21 @@ import trio
 from agent.config import EngineConfig, ModelConfig
 from agent.engine.child import Child
 from agent.engine.death import Death, judge
-from agent.engine.identify import HashCache, Identity, identify, stamp_of
+from agent.engine.identify import HashCache, Identity
 from agent.engine.job import QueuedJob
 from agent.engine.launch import load_message, setup_of
 from agent.engine.loading import Loading
 from agent.engine.memory import Plan, Wish, size_of
-from agent.engine.probing import FiguresFile, Quiet, Round, engine_version
-from agent.engine.protocol import Begun, Done, Failed, Loaded, Probe, Probed, Statistics, Stats, Step, Up, Vectors
+from agent.engine.model_file import ModelFile
+from agent.engine.probing import FiguresFile, Quiet, engine_version
+from agent.engine.protocol import Begun, Done, Failed, Loaded, Probed, Statistics, Step, Up, Vectors
 from agent.engine.quarantine import COOL_DOWN, CRASHES, Quarantine
 from agent.engine.questions import Questions
 from agent.engine.rates import MovingRate
 from agent.engine.room import NoRoomError, Room
 from agent.engine.shares import Shares
 from agent.engine.speed import Speed
+from agent.engine.trouble import Trouble
 from agent.engine.workload import Workload
 from agent.errors import DrainingError, EngineError, ModelLoadError, NoLocalModelError, OverloadedError
 from fleet.models.reference import canonical_name
@@ -36,9 +38,7 @@ from fleet.net.messages import InferRequest
 
 State = Literal["idle", "loading", "loaded", "failed"]
 
-#: Seconds between looks at the file of a model that failed, and before a load that failed for a passing reason is
-#: tried again.
-LOOK_AGAIN: Final = 1.0
+#: Seconds before a load that failed for a passing reason is tried again.
 LOAD_AGAIN: Final = 30.0
 _MAX_BACKOFF: Final = 30.0
 #: What is left to a model's next process of the memory with which the kernel killed the last one.
@@ -68,10 +68,10 @@ class Holding:
         quiet: Quiet,
     ) -> None:
         self.path: Path = model.path
+        self._file = ModelFile(model.path, cache)
         self.name = canonical_name(model.name or model.path.name)
-        self.identity = Identity(None)
         self.state: State = "loading"
-        self.error: str | None = None
+        self._trouble: Trouble | None = None
         #: What the child was started with; None while there is none.
         self.plan: Plan | None = None
         self.identified = trio.Event()
@@ -89,17 +89,19 @@ class Holding:
         self.engine_version = engine_version()
         #: Bytes the next child may take at most, after the kernel killed one for want of memory.
         self._most: int | None = None
-        self._remedy = ""
         self._last_crash = ""
-        self._cache = cache
         self._on_change = on_change
         self._slots = model.slots or config.slots
         self._jobs = Workload(self.name, slots=self._slots, max_queue=config.max_queue, on_change=self._note_load)
         self._speed = Speed(self._jobs, figures, quiet, engine=self.engine_version, setup=setup_of(config))
         self._wanted = trio.Event()
         self._crashes = 0
-        self._retry_at = math.inf
         self._stopped = False
+
+    @property
+    def identity(self) -> Identity:
+        """What its file holds, as far as is known."""
+        return self._file.identity
 
     @property
     def running(self) -> int:
@@ -154,10 +156,12 @@ class Holding:
     @property
     def problem(self) -> ModelLoadError | None:
         """Why no job for it can be run now: it cannot be loaded, and what to do. None unless it is failed."""
-        if self.state != "failed":
-            return None
-        again = None if self._retry_at == math.inf else max(1, math.ceil(self._retry_at - trio.current_time()))
-        return ModelLoadError(f"{self.name} cannot be loaded: {self.error}; {self._remedy}", retry_after=again)
+        return self._trouble.problem(self.name, trio.current_time()) if self._trouble else None
+
+    @property
+    def error(self) -> str | None:
+        """Why it is failed; None unless it is."""
+        return self._trouble.reason if self._trouble else None
 
     def admit(self, request: InferRequest) -> QueuedJob:
         """Take a job in; it is given to the child as soon as there is a slot.
@@ -190,10 +194,10 @@ class Holding:
 
     def retry(self) -> None:
         """Load it again as soon as it is wanted, whatever kept it from being loaded; nothing unless it is failed."""
-        if self.state == "failed":
+        if self._trouble is not None:
             self._quarantine.lift(self.identity.hash)
             self._most = None
-            self._retry_at = trio.current_time()
+            self._trouble = replace(self._trouble, retry_at=trio.current_time())
 
     def share(self, shares: Shares) -> None:
         """Let other boxes have this much of the model from now on."""
@@ -203,7 +207,7 @@ class Holding:
         """Live until cancelled; then the child is ended and every job fails with DrainingError."""
         try:
             while True:
-                if self.identity.facts is None or stamp_of(self.path) != self.identity.stamp:
+                if self.identity.facts is None or not self._file.unchanged:
                     await self._identify()
                 if self.identity.facts is None:
                     self._fail(self.identity.error)
@@ -214,10 +218,10 @@ class Holding:
                     self._fail_crashed(until)
                 else:
                     await self._wait_wanted()
-                    if stamp_of(self.path) == self.identity.stamp:  # else it is to be hashed first
+                    if self._file.unchanged:  # else it is to be hashed first
                         await self._load()
                 if self.state == "failed":
-                    await self._file_change()
+                    await self._file.wait_change(lambda: self._trouble.retry_at if self._trouble else 0.0)
         finally:
             self._stopped = True
             self._jobs.end(DrainingError("the engine was shut down"), waiting=True)
@@ -226,17 +230,8 @@ class Holding:
 
     async def _identify(self) -> None:
         self._set_state("loading")
-        before, stop = self.identity, threading.Event()
-        try:
-            self.identity = await trio.to_thread.run_sync(
-                identify,
-                self.path,
-                self._cache,
-                stop,
-                abandon_on_cancel=True,  # type: ignore[call-arg]  # the stubs that libp2p brings are older than trio
-            )
-        finally:
-            stop.set()
+        before = self.identity
+        await self._file.identify()
         if before.hash and before.hash != self.identity.hash:
             self._crashes, self._most = 0, None
             self._jobs.forget_rates()
@@ -244,19 +239,6 @@ class Holding:
             self._jobs.end(ModelLoadError(reason), waiting=True)
         self._speed.remember(self.identity.hash)
         self.identified.set()
-
-    async def _file_change(self) -> None:
-        """Return when a retry is due, or the file is another than that which failed and is no longer being written."""
-        before = self.identity.stamp
-        while True:
-            # A look now and then: the kernel's own watch (inotify) says nothing of a file on a network mount.
-            await trio.sleep_until(min(self._retry_at, trio.current_time() + LOOK_AGAIN))
-            if trio.current_time() >= self._retry_at:
-                return
-            now = stamp_of(self.path)
-            if now == before and now != self.identity.stamp:
-                return
-            before = now
 
     # --- the child --------------------------------------------------------------------------------------------------
 
@@ -309,8 +291,7 @@ class Holding:
 
     async def _run_child(self, plan: Plan) -> None:
         """Run one child from its start to its death, and do what that means for the model."""
-        self._retry_at = math.inf
-        facts, stamp = self.identity.facts, self.identity.stamp
+        facts = self.identity.facts
         assert facts is not None
         sessions = self._sessions / self.identity.hash.removeprefix("sha256:")
         try:
@@ -318,7 +299,7 @@ class Holding:
                 self.name,
                 load_message(self.path, facts, plan, self._config, sessions),
                 limit=self._config.load_timeout,
-                unchanged=lambda: stamp_of(self.path) == stamp,
+                unchanged=lambda: self._file.unchanged,
             )
         except OSError as error:
             reason = f"no process could be started for it: {error.strerror}"
@@ -345,16 +326,7 @@ class Holding:
         """What the child says of itself. Raises NoLocalModelError where there is none, EngineError where it ends."""
         if self._loading is None or self.state != "loaded":
             raise NoLocalModelError(f"{self.name} is not loaded")
-        answer = await self._questions.ask(self._loading.child, Stats)
-        assert isinstance(answer, Statistics)
-        return answer
-
-    async def _round(self, child: Child, prompt: int, tokens: int) -> Round | None:
-        """One round of a probe; see `speed`."""
-        answer = await self._questions.ask(child, partial(Probe, prompt=prompt, tokens=tokens))
-        assert isinstance(answer, Probed)
-        done = Round(answer.prompt, answer.prompt_ms / 1000, answer.tokens, answer.tokens_ms / 1000)
-        return done if answer.prompt and answer.tokens else None
+        return await self._questions.statistics(self._loading.child)
 
     # --- its death --------------------------------------------------------------------------------------------------
 
@@ -398,7 +370,7 @@ class Holding:
         self._set_state("loaded")
         self._jobs.attach(child, nursery, message.slots)
         self._note_load()
-        nursery.start_soon(self._speed.keep, self.identity.hash, partial(self._round, child), self._on_change)
+        nursery.start_soon(self._speed.keep, self.identity.hash, partial(self._questions.round, child), self._on_change)
 
     def _on_message(self, child: Child, message: Up) -> None:
         match message:
@@ -417,17 +389,15 @@ class Holding:
 
     def _fail(self, reason: str, *, remedy: str = "", retry_at: float = math.inf) -> None:
         """It cannot be loaded before `retry_at`, or before the file is another."""
-        self._retry_at = retry_at
-        self.error, self._remedy = reason, remedy or f"replace {self.path}"
-        log.error("engine.model_failed", model=self.name, path=str(self.path), reason=reason, remedy=self._remedy)
+        trouble = Trouble(reason, remedy or f"replace {self.path}", retry_at)
+        log.error("engine.model_failed", model=self.name, path=str(self.path), reason=reason, remedy=trouble.remedy)
+        self._trouble = trouble
         self._set_state("failed")
-        problem = self.problem
-        assert problem is not None
-        self._jobs.end(problem, waiting=True)
+        self._jobs.end(trouble.problem(self.name, trio.current_time()), waiting=True)
 
     def _set_state(self, state: State) -> None:
         if state != "failed":
-            self.error = None
+            self._trouble = None
         if state != self.state:
             self.state = state
             self._on_change()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import trio
 
 from agent.engine.child import Child
+from agent.engine.probing import Round
 from agent.engine.protocol import Probe, Probed, Statistics, Stats, encode
 from agent.errors import EngineError
 
@@ -24,6 +26,21 @@ class Questions:
     def __init__(self) -> None:
         self._ids = itertools.count()
         self._open: dict[int, tuple[trio.Event, list[Answer]]] = {}
+
+    async def statistics(self, child: Child) -> Statistics:
+        """How the child's engine is; as `ask`."""
+        answer = await self.ask(child, Stats)
+        if not isinstance(answer, Statistics):
+            raise EngineError("the process that runs the model answered what was not asked")
+        return answer
+
+    async def round(self, child: Child, prompt: int, tokens: int) -> Round | None:
+        """A round of a probe, None where there were requests; as `ask`."""
+        answer = await self.ask(child, partial(Probe, prompt=prompt, tokens=tokens))
+        if not isinstance(answer, Probed):
+            raise EngineError("the process that runs the model answered what was not asked")
+        done = Round(answer.prompt, answer.prompt_ms / 1000, answer.tokens, answer.tokens_ms / 1000)
+        return done if answer.prompt and answer.tokens else None
 
     async def ask(self, child: Child, question: Callable[[int], Stats | Probe]) -> Answer:
         """What the child answers to a question, which is made with its id. Cancel-safe.
