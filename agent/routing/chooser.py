@@ -45,7 +45,7 @@ class Chooser:
     ) -> Decision:
         """Decide about a job; nothing is remembered of it. With `failed_here`, this box has tried and cannot."""
         remembered_by = self._conversations.last(owner, request.session, request.model)
-        ask = Ask(policy, expected_tokens(request), remembered_by)
+        ask = Ask(policy, expected_tokens(request), remembered_by, spread=local.peer_id)
         return decide(ask, replace(local, model=None) if failed_here else local, peers, self.rules)
 
     def note(self, request: InferRequest, policy: Policy, decision: Decision, now: float) -> None:

@@ -28,12 +28,14 @@ class Rules:
 @dataclass(frozen=True)
 class Ask:
     """What is to be decided: the policy, about how many tokens the prompt and the answer have, and the PeerID of the
-    box that had the conversation last (None where there is none).
+    box that had the conversation last (None where there is none). `spread` orders boxes that are equal (see
+    `agent.routing.score.preference`).
     """
 
     policy: Policy = "prefer"
     tokens: int = 0
     remembered_by: str | None = None
+    spread: str = ""
 
 
 @dataclass(frozen=True)
@@ -149,17 +151,21 @@ def decide(ask: Ask, local: LocalState, peers: Sequence[PeerState], rules: Rules
         if ask.policy == "require":
             verdicts = [_fast_enough(v, rules.threshold) for v in verdicts]
             able = [v for v in verdicts if v.accepted]
-            order = sorted(able, key=lambda v: (v.decode_rate is None, _preference(v)))
+            order = sorted(able, key=lambda v: (v.decode_rate is None, _preference(v, ask.spread)))
         else:
-            order = sorted(able, key=_preference)
+            order = sorted(able, key=lambda v: _preference(v, ask.spread))
         return Decision(_ids(order), (here, *verdicts), "" if order else "no_capable_peer")
     slow = is_slow(here.decode_rate, rules.threshold, False) if local.slow is None else local.slow
     if not slow and own.jobs < own.slots:
         return Decision((local.peer_id,), (here, *(_left_out(v, _NOT_NEEDED) for v in verdicts)))
     verdicts = [_better(v, here.decode_rate if slow else None, rules.threshold) for v in verdicts]
-    able = sorted((v for v in verdicts if v.accepted), key=_preference)
-    sooner = [v for v in able if not _known(v).refusing and finish(_known(v)) < finish(own)]
-    later = [v for v in able if v not in sooner]
+    able = sorted((v for v in verdicts if v.accepted), key=lambda v: _preference(v, ask.spread))
+    done = finish(own)
+    sooner: list[Verdict] = []
+    later: list[Verdict] = []
+    for verdict in able:
+        numbers = _known(verdict)
+        (later if numbers.refusing or finish(numbers) >= done else sooner).append(verdict)
     why = _rate(here.decode_rate) if slow else f"{own.jobs} jobs on {own.slots} slots"
     here = replace(here, reason=f"holds the model, {why}")
     return Decision(_ids([*sooner, here, *later]), (here, *verdicts))
@@ -194,11 +200,10 @@ def _judge_peer(ask: Ask, peer: PeerState, rules: Rules) -> Verdict:
             remembers=peer.peer_id == ask.remembered_by,
             refusing=bool(peer.refusing),
         )
-    verdict = Verdict(peer.peer_id, peer.name, False, "", model.decode_rate if model else None, numbers)
-    reason = _obstacle(peer, rules)
-    if reason:
-        return replace(verdict, reason=reason)
-    return replace(verdict, accepted=True, reason=f"busy: {peer.refusing}" if peer.refusing else "candidate")
+    obstacle = _obstacle(peer, rules)
+    reason = obstacle or (f"busy: {peer.refusing}" if peer.refusing else "candidate")
+    rate = model.decode_rate if model else None
+    return Verdict(peer.peer_id, peer.name, not obstacle, reason, rate, numbers)
 
 
 def _obstacle(peer: PeerState, rules: Rules) -> str:
@@ -240,11 +245,13 @@ def _better(verdict: Verdict, own: float | None, threshold: float) -> Verdict:
 
 
 def _left_out(verdict: Verdict, reason: str) -> Verdict:
-    return replace(verdict, accepted=False, reason=reason) if verdict.accepted else verdict
+    if not verdict.accepted:
+        return verdict
+    return Verdict(verdict.peer_id, verdict.name, False, reason, verdict.decode_rate, verdict.numbers)
 
 
-def _preference(verdict: Verdict) -> tuple[int | float | bool | str, ...]:
-    return preference(_known(verdict), verdict.peer_id)
+def _preference(verdict: Verdict, spread: str) -> tuple[int | float | bool | str, ...]:
+    return preference(_known(verdict), verdict.peer_id, spread)
 
 
 def _known(verdict: Verdict) -> Numbers:

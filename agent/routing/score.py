@@ -1,13 +1,15 @@
 """How good a box is for a job: whether the job starts there at once, how long it waits, what ranks it. Pure.
 
 An empty queue wins; among boxes where the job would wait, the score decides: 60 % queue, 30 % health, 10 % record.
-Boxes that are equal by that are ordered by: model loaded, rate, direct before relayed, fewest jobs, exact rate, round
-trip, PeerID. What one box says of itself enters its own numbers alone, so none can change the order of two others.
+Boxes that are equal by that are ordered by: model loaded, rate, direct before relayed, fewest jobs, an order that each
+asking box has for itself, exact rate, round trip, PeerID. What one box says of itself enters its own numbers alone, so
+none can change the order of two others.
 """
 
 from __future__ import annotations
 
 import math
+import zlib
 from dataclasses import dataclass
 from typing import Final
 
@@ -113,8 +115,13 @@ def score(numbers: Numbers) -> float:
     return QUEUE_WEIGHT * queue + HEALTH_WEIGHT * numbers.health + RECORD_WEIGHT * numbers.record
 
 
-def preference(numbers: Numbers, peer_id: str) -> tuple[int | float | bool | str, ...]:
-    """What boxes are sorted by, the best first: a total order, whatever the numbers."""
+def preference(numbers: Numbers, peer_id: str, spread: str = "") -> tuple[int | float | bool | str, ...]:
+    """What boxes are sorted by, the best first: a total order, whatever the numbers.
+
+    With `spread`, the PeerID of the box that asks, equal boxes come in an order of its own. What boxes say of their
+    queues is seconds old: without it, all who ask at the same time would ask the same one. A box that asks again asks
+    the same one again, which may still have the beginning of the prompt.
+    """
     at_once = starts_at_once(numbers)
     rate = numbers.rate or 0.0
     return (
@@ -125,6 +132,7 @@ def preference(numbers: Numbers, peer_id: str) -> tuple[int | float | bool | str
         -_band(rate) - (_RATE_STEPS if numbers.remembers else 0),
         numbers.relayed,
         numbers.jobs,
+        zlib.crc32(f"{spread} {peer_id}".encode()) if spread else 0,
         -rate,
         numbers.rtt if numbers.rtt is not None else math.inf,
         peer_id,

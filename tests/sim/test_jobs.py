@@ -79,7 +79,7 @@ class Fleet:
         return [*up, *down, *refusing]
 
     def _held(self, name: str, rank: int) -> ModelPresence:
-        return self.held.get(name, holding()).model_copy(update={"decode_rate": 100.0 - rank})
+        return self.held.get(name, holding()).model_copy(update={"decode_rate": 100.0 / 2**rank})
 
     def known_models(self) -> Sequence[str]:
         return ["m"] if self.peers or self.local else []

@@ -28,6 +28,7 @@ from fleet.net.messages import (
 
 HASH = "sha256:" + "0" * 64
 HELD = ModelPresence(hash=HASH, name="m", state="loaded", context_tokens=2048, decode_rate=50.0)
+ASKERS = [f"till-{number}" for number in range(20)]
 FREE = Numbers(loaded=True, rate=50.0, jobs=0, slots=1)
 FULL = replace(FREE, jobs=5)
 
@@ -61,9 +62,9 @@ def test_b10_each_model_has_a_pace_of_its_own_and_looking_changes_nothing() -> N
 
 
 def test_b10_a_decision_follows_the_pace_and_not_the_threshold_alone() -> None:
-    here = LocalState("me", "here", HELD.model_copy(update={"decode_rate": 11.0}), slow=True)
-    assert Chooser().decide(request(), "prefer", here, peers("a")).order == ("id-a", "me")
-    assert Chooser().decide(request(), "prefer", replace(here, slow=False), peers("a")).order == ("me",)
+    here = LocalState("pos-1", "here", HELD.model_copy(update={"decode_rate": 11.0}), slow=True)
+    assert Chooser().decide(request(), "prefer", here, peers("a")).order == ("id-a", "pos-1")
+    assert Chooser().decide(request(), "prefer", replace(here, slow=False), peers("a")).order == ("pos-1",)
 
 
 def test_a_slow_rate_that_nothing_measures_again_is_tried_again() -> None:
@@ -100,7 +101,7 @@ def test_b41_health_and_record_decide_between_equal_queues() -> None:
     full = HELD.model_copy(update={"queued": 5})
 
     def order(*states: PeerState) -> tuple[str, ...]:
-        return chooser.decide(request(), "prefer", LocalState("me", "here", None), states).order
+        return chooser.decide(request(), "prefer", LocalState("pos-1", "here", None), states).order
 
     a, b = (replace(state, model=full) for state in peers("a", "b"))
     assert order(a, b) == ("id-a", "id-b")
@@ -156,12 +157,29 @@ def test_health_past_its_limits_is_refused(field: dict[str, object]) -> None:
         parse(Presence, {"seq": 1, "name": "n", "version": "1", "health": field})
 
 
+def test_boxes_that_ask_at_the_same_time_do_not_all_ask_the_same_one() -> None:
+    chooser, three = Chooser(), peers("a", "b", "c")
+    first = {
+        asker: chooser.decide(request(), "prefer", LocalState(asker, "x", None), three).order[0] for asker in ASKERS
+    }
+    again = {
+        asker: chooser.decide(request("j2"), "prefer", LocalState(asker, "x", None), three).order[0] for asker in first
+    }
+    assert first == again, "the same box asks the same one, which may have its last prompt"
+    assert set(first.values()) == {"id-a", "id-b", "id-c"}
+    faster = replace(three[0], model=HELD.model_copy(update={"decode_rate": 100.0}))
+    assert {
+        chooser.decide(request(), "prefer", LocalState(asker, "x", None), [faster, *three[1:]]).order[0]
+        for asker in ASKERS
+    } == {"id-a"}
+
+
 # --- conversations ----------------------------------------------------------------------------------------------------
 
 
 def test_the_next_turn_of_a_conversation_goes_where_the_last_one_was() -> None:
     chooser = Chooser()
-    nobody, turn = LocalState("me", "here", None), request(session="shop-7")
+    nobody, turn = LocalState("pos-1", "here", None), request(session="shop-7")
     assert chooser.decide(turn, "prefer", nobody, peers("a", "b")).order[0] == "id-a"
     chooser.note_served(turn, "id-b", "app")
     assert chooser.decide(turn, "prefer", nobody, peers("a", "b"), owner="app").order[0] == "id-b"
@@ -187,7 +205,7 @@ def test_the_size_of_a_job_is_estimated_from_its_prompt_and_its_answer() -> None
 
 
 def decided(chooser: Chooser, job: str) -> None:
-    decision = chooser.decide(request(job), "prefer", LocalState("me", "here", None), peers("a", "b"))
+    decision = chooser.decide(request(job), "prefer", LocalState("pos-1", "here", None), peers("a", "b"))
     chooser.note(request(job), "prefer", decision, 1_700_000_000.0)
 
 
@@ -215,7 +233,7 @@ def test_routes_are_bounded_in_jobs_decisions_and_candidates() -> None:
     assert chooser.routes.find("j0") is None
     assert chooser.routes.find(f"j{REMEMBERED}") is not None
     many = chooser.decide(
-        request(), "prefer", LocalState("me", "here", None), peers(*(f"b{n:03d}" for n in range(300)))
+        request(), "prefer", LocalState("pos-1", "here", None), peers(*(f"b{n:03d}" for n in range(300)))
     )
     log = RouteLog()
     for _ in range(50):
