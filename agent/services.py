@@ -183,6 +183,7 @@ class AgentServices:
                 }
                 for engine in self._pool.engines()
             ],
+            "health": self._health_facts(),
             "warnings": [
                 {
                     "code": warning.code,
@@ -195,6 +196,13 @@ class AgentServices:
             ],
             "refused": dict(self._router.refused + self._view.refused),
         }
+
+    def _health_facts(self) -> Mapping[str, object]:
+        """How this box is, and why it takes no jobs of others now, if so (`refuses`)."""
+        condition = self._view.condition()
+        known = condition.health.model_dump(mode="json")
+        refuses = self._view.only_borrows() or condition.health.refuses
+        return {"cpu": round(condition.cpu, 3), "memory": round(condition.memory, 3), **known, "refuses": refuses}
 
     def peer_facts(self) -> Sequence[Mapping[str, object]]:
         """Every box this one dials, is linked to, or has heard."""

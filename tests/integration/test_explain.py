@@ -103,7 +103,10 @@ def test_b1_b3_b40_a_slow_box_asks_a_faster_one_unless_told_not_to_and_tries_ano
     with agents(tmp_path, {"till-1": config}) as (box,):
         box.allow(peer_id_of("jetson"))
         box.wait_line("engine.loaded")
-        (own,) = httpx.get(f"{box.url}/v1/fleet/self", timeout=30).json()["models"]
+        facts = httpx.get(f"{box.url}/v1/fleet/self", timeout=30).json()
+        assert 0 < facts["health"]["memory"] <= 1
+        assert facts["health"]["refuses"] == ""
+        (own,) = facts["models"]
         assert own["decode_rate"] > 0
         held = ModelPresence(
             hash=own["hash"], name=MODEL, state="loaded", context_tokens=own["context_tokens"], decode_rate=1e6
