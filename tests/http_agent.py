@@ -46,6 +46,7 @@ class ScriptedServices:
     script: Script = hello
     jobs: list[Job] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
+    board: Sequence[Mapping[str, object]] = ()
     trail: Sequence[bytes] = (b'{"job":"job-1"}\n', b'{"job":"job-2"}\n')
     started: threading.Event = field(default_factory=threading.Event)
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -99,7 +100,7 @@ class ScriptedServices:
             await trio.sleep_forever()
 
     async def leaderboard(self) -> Sequence[Mapping[str, object]]:
-        return [{"rank": 1, "name": "jetson-1"}]
+        return self.board
 
     async def run(self, job: Job, emit: Emit) -> None:
         self.jobs.append(job)

@@ -10,15 +10,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import trio
 
-from tests.harness import Agent, agents, holding_smollm2
+from agent.jobs.repeats import ONE_BY_ONE
+from tests.harness import Agent, agents, holding_smollm2, peer_id_of
 from tests.integration.test_forwarding import MODEL, Stream, ask, borrowable, jobs_running, streaming, wait_until
-
-pytestmark = pytest.mark.model
+from tests.peer import peer
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -56,6 +58,7 @@ def shoal(box: Agent, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.model
 def test_b44_a_borrowed_job_is_one_line_on_each_box_in_one_trace(pair: list[Agent]) -> None:
     sensor, jetson = pair
     answer = ask(sensor, max_tokens=12, headers={"traceparent": TRACE})
@@ -89,6 +92,7 @@ def test_b44_a_borrowed_job_is_one_line_on_each_box_in_one_trace(pair: list[Agen
             assert "lighthouse" not in file.read_text()
 
 
+@pytest.mark.model
 def test_b44_a_job_that_is_refused_is_a_line_on_each_box_that_refused_it(pair: list[Agent]) -> None:
     sensor, jetson = pair
     # Only the box that has the model can count the tokens of a prompt.
@@ -104,6 +108,7 @@ def test_b44_a_job_that_is_refused_is_a_line_on_each_box_that_refused_it(pair: l
     assert (line["outcome"], line["error"], line["role"]) == ("refused", "bad_request", "asker")
 
 
+@pytest.mark.model
 def test_b44_a_job_that_its_client_cuts_is_cancelled_on_both_boxes(pair: list[Agent]) -> None:
     sensor, jetson = pair
     with httpx.Client() as client, streaming(client, sensor) as response:
@@ -120,6 +125,7 @@ def test_b44_a_job_that_its_client_cuts_is_cancelled_on_both_boxes(pair: list[Ag
     wait_until(lambda: jobs_running(jetson) == 0)
 
 
+@pytest.mark.model
 def test_the_trail_is_listed_followed_and_counted(pair: list[Agent]) -> None:
     sensor, jetson = pair
     job = ask(sensor, max_tokens=4).headers["x-shoal-job"]
@@ -154,6 +160,7 @@ def test_the_trail_is_listed_followed_and_counted(pair: list[Agent]) -> None:
     assert 'shoal_inter_token_seconds_count{route="lent"}' in page
 
 
+@pytest.mark.model
 def test_a_trail_outlives_a_kill(pair: list[Agent]) -> None:
     _, jetson = pair
     job = ask(jetson, max_tokens=4).headers["x-shoal-job"]
@@ -167,3 +174,36 @@ def test_a_trail_outlives_a_kill(pair: list[Agent]) -> None:
     again = httpx.post(f"{jetson.url}/v1/chat/completions", json={"model": 3}, timeout=10).headers["x-shoal-job"]
     wait_until(lambda: outcomes(jetson, job=again))
     assert [line["job"] for line in outcomes(jetson)][-2:] == [job, again]
+
+
+def test_b44_a_flood_of_refused_calls_is_counted_and_not_written_one_by_one(tmp_path: Path) -> None:
+    guest = peer_id_of("guest")
+    body = {"job": "job-guest", "kind": "completion", "model": "m", "prompt": "a secret", "route": [guest]}
+    with agents(tmp_path, {"jetson-1": {}}) as (jetson,):
+        # Let in for blobs alone: every call of `infer` is refused by the firewall, before its handler is asked.
+        jetson.offer(jetson.fleet.firewall(guest, "allow", "blobs"))
+
+        async def flood() -> None:
+            async with peer("guest", [jetson]) as stranger:
+                for _ in range(100):
+                    _, error = await stranger.infer(jetson, body)
+                    assert error is not None
+                    assert error.remote_code == "denied"
+
+        trio.run(flood)
+        wait_until(lambda: len(outcomes(jetson, outcome="denied")) == ONE_BY_ONE)
+        (first, *_) = outcomes(jetson, peer=guest)
+        assert (first["outcome"], first["role"], first["job"], first["asked"]) == (
+            "refused",
+            "lender",
+            "job-guest",
+            "m",
+        )
+        page = httpx.get(f"{jetson.url}/metrics", timeout=10).text
+        assert 'shoal_job_errors_total{code="denied",role="lender"} 100.0' in page
+        assert f"shoal_audit_taken_together_total {100.0 - ONE_BY_ONE}" in page
+        assert jetson.stop() == 0
+        written = [json.loads(line) for file in (jetson.folder / "state" / "audit").iterdir() for line in file.open()]
+        assert sum(line.get("count", 1) for line in written) == 100
+        assert len(written) == ONE_BY_ONE + 1
+        assert "secret" not in json.dumps(written)
