@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
@@ -88,7 +88,7 @@ class Outcome:
     def line(self) -> bytes:
         """One line of JSON with its line break; what is empty is left out."""
         facts: dict[str, Any] = {"at": iso_time(self.at)}
-        facts |= {key: value for key, value in asdict(self).items() if key not in ("at", "since") and _says(key, value)}
+        facts |= {key: value for key, value in vars(self).items() if key not in ("at", "since") and _says(key, value)}
         if self.since is not None:
             facts["since"] = iso_time(self.since)
         return json.dumps(facts, ensure_ascii=True, separators=(",", ":")).encode("ascii") + b"\n"
