@@ -16,8 +16,9 @@ from fleet.errors import FleetError
 from fleet.identity.keys import public_key_from_peer_id
 
 _PREFIX: Final = "used/"
-#: Scores that are computed between two turns of other tasks.
+#: Scores that are computed, and accounts that are read, between two turns of other tasks: a few milliseconds.
 _AT_A_TIME: Final = 64
+_READ_AT_A_TIME: Final = 256
 #: Boxes of a leaderboard.
 MAX_LISTED: Final = 1000
 
@@ -29,6 +30,8 @@ class Contributions:
         self._membership = membership
         self._accounts = Accounts(self._is_member)
         self._replica: Replica | None = None
+        #: What the document held before, as far as it has not been read yet.
+        self._unread: list[tuple[bytes, str]] = []
         membership.subscribe(self._changed)
 
     def record(self, peer_id: str) -> float:
@@ -50,6 +53,9 @@ class Contributions:
     async def leaderboard(self) -> list[dict[str, object]]:
         """The boxes that did something for others, the most points first, at most MAX_LISTED; in plain values."""
         self._read()
+        while self._unread:
+            await trio.lowlevel.checkpoint()
+            self._read()
         found: list[Score] = []
         for count, one in enumerate(self._accounts.scores(), 1):
             found.append(one)
@@ -83,13 +89,24 @@ class Contributions:
         return key in governance.authority.members and governance.firewall.standing(key).admitted
 
     def _read(self) -> None:
-        """Take in what the document held before the first change that this object was told of."""
+        """Take in some of what the document held before the first change that this object was told of.
+
+        The accounts of ten thousand boxes would hold up everything else for seconds if they were read at once.
+        """
         replica = self._membership.replica
-        if replica is None or replica is self._replica:
+        if replica is None:
             return
-        self._replica = replica
-        for author, facts in replica.ops.facts().items():
-            self._take(replica, author, facts)
+        if replica is not self._replica:
+            self._replica = replica
+            self._unread = [
+                (author, path)
+                for author, facts in replica.ops.facts().items()
+                for path in facts
+                if path.startswith(_PREFIX)
+            ]
+        for author, path in self._unread[-_READ_AT_A_TIME:]:
+            self._take(replica, author, (path,))
+        del self._unread[-_READ_AT_A_TIME:]
 
     def _changed(self, change: Change) -> None:
         replica = self._membership.replica

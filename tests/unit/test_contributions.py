@@ -76,3 +76,20 @@ def test_a_key_that_is_none_and_a_box_without_a_fleet_have_no_score() -> None:
     for peer_id in ("no key", peer_id_of("jetson"), ""):
         assert (contributions.record(peer_id), contributions.weight(peer_id)) == (0.5, 1.0)
     assert trio.run(contributions.leaderboard) == []
+
+
+def test_the_accounts_of_a_large_fleet_are_read_in_turns() -> None:
+    fleet = Fleet()
+    names = [f"box-{n}" for n in range(300)]
+    ops = [*fleet.certify(*map(peer_id_of, [*names, "jetson"]))]
+    ops += [used(fleet, name, "jetson", 1, 900) for name in names]
+    replica = Replica(fleet.genesis, ops)
+    contributions = Contributions(membership_of(replica))
+
+    async def main() -> None:
+        first = contributions.record(peer_id_of("jetson"))  # of the accounts that one turn has time for
+        (box,) = await contributions.leaderboard()
+        assert (box["points"], box["consumers"]) == (300.0, 300)
+        assert contributions.record(peer_id_of("jetson")) > first > 0.5
+
+    trio.run(main)
