@@ -14,13 +14,10 @@ from agent.engine.inbox import Inbox
 from agent.engine.llama import Model
 from agent.engine.memory import EMBEDDED_TEXTS, EMBEDDED_TOKENS
 from agent.engine.protocol import Done, Embed, Load, Up, Vectors
-from agent.engine.rates import MovingRate
 from agent.engine.schedule import STEP_LIMIT
+from agent.engine.step_size import StepSize
 from agent.errors import AgentError, BadRequestError, ContextLengthError
 
-#: Tokens of a step before it is known how long one takes, and the fewest of any.
-_FIRST_STEP: Final = 32
-_MIN_STEP: Final = 16
 #: Seconds that a step takes at most, about, where nobody generates. A chat that comes and is cancelled within it must
 #: be let go within the seconds that the agent gives it.
 _ALONE_LIMIT: Final = 0.5
@@ -98,7 +95,7 @@ class Embedder:
         #: The request whose texts are being read, and those texts.
         self._now: _Open | None = None
         self._texts: Sequence[Sequence[int]] = ()
-        self._speed = MovingRate()
+        self._sizes = StepSize()
 
     @property
     def busy(self) -> bool:
@@ -131,7 +128,7 @@ class Embedder:
                 self._texts = chosen(one.texts.tokens[one.next :], self._room)
                 self._reader.begin(self._texts, one.texts.job.pooling)
             one = self._now
-            count, vectors = self._reader.advance(self._most(alone=alone))
+            count, vectors = self._reader.advance(self._sizes.next(_ALONE_LIMIT if alone else STEP_LIMIT))
         except AbortedError:
             return  # its own cancel ended it; the next step lets it go
         except AgentError as error:
@@ -140,7 +137,7 @@ class Embedder:
                 fail(failed.texts.job.id, error)
             return
         took = time.perf_counter() - began
-        self._speed.add(count / took if took > 0 else 0.0)
+        self._sizes.note(count, took)
         one.took_ms += took * 1000
         if vectors is None:
             return
@@ -157,11 +154,6 @@ class Embedder:
         if self._made is None:
             self._made = self._make(self._abort)
         return self._made
-
-    def _most(self, *, alone: bool) -> int:
-        if self._speed.value is None:
-            return _FIRST_STEP
-        return max(_MIN_STEP, int(self._speed.value * (_ALONE_LIMIT if alone else STEP_LIMIT)))
 
     def _let_go(self) -> None:
         """End what has been cancelled; texts that are being read are begun no more."""

@@ -10,6 +10,7 @@ import pytest
 from agent.engine.inbox import Inbox
 from agent.engine.pooling import Pooler, Pooling
 from agent.engine.protocol import Done, Embed, Up, Vectors
+from agent.engine.step_size import StepSize
 from agent.errors import AgentError, EngineError
 
 pytest.importorskip("llama_cpp")
@@ -85,7 +86,7 @@ def test_a_long_text_is_many_steps_and_one_vector() -> None:
     desk = Desk()
     desk.ask(1, 2048)
     desk.step(alone=False)
-    assert desk.pages.steps == [32], "nobody knows yet how long one takes"
+    assert desk.pages.steps == [16], "nobody knows yet how long one takes"
     assert not desk.said
     desk.run()
     assert sum(desk.pages.steps) == 2048
@@ -105,10 +106,37 @@ def test_a_step_beside_a_chat_is_shorter_on_a_slow_box(monkeypatch: pytest.Monke
     desk.ask(1, 2048)
     desk.step(alone=False)  # makes the reader
     desk.pages.within = slow
-    desk.step(alone=False)
-    desk.step(alone=False)
-    desk.step(alone=True)
-    assert desk.pages.steps == [32, 32, 60, 250]
+    for alone in (False, False, False, False, True, True, False):
+        desk.step(alone=alone)
+    assert desk.pages.steps == [16, 32, 64, 32, 32, 128, 128, 32]
+
+
+def test_small_steps_that_cost_what_large_ones_do_are_not_worth_it() -> None:
+    def sizes(overhead: float, token: float) -> list[int]:
+        steps, found = StepSize(), []
+        for _ in range(60):
+            found.append(steps.next(0.12))
+            steps.note(found[-1], overhead + token * found[-1])
+        return found
+
+    assert sizes(0.0, 0.0001)[-1] == 128
+    assert sizes(0.0, 0.002)[4:] == [32] * 56
+    assert sizes(0.5, 0.0)[-1] == 128, "other programs keep the cores"
+    assert sizes(0.3, 0.002)[-1] == 64
+    assert sizes(0.0, 0.05)[3:] == [16] * 57
+
+
+def test_what_was_too_slow_once_is_tried_again() -> None:
+    steps = StepSize()
+    for _ in range(10):
+        size = steps.next(0.12)
+        steps.note(size, 1.0 if size == 32 else 0.01)
+    assert steps.next(0.12) == 16
+    found = []
+    for _ in range(70):
+        found.append(steps.next(0.12))
+        steps.note(found[-1], 0.01)
+    assert found[-1] == 128
 
 
 def test_requests_take_turns_by_what_is_read_together() -> None:
