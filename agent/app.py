@@ -104,6 +104,7 @@ async def _main(config: Config, identity: Identity) -> None:
         view.note_own_change,
         engines=config.engines,
         box=identity.peer_id,
+        least_rate=config.routing.borrow_only_below,
     )
     node = Node(
         identity.seed,

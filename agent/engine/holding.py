@@ -66,6 +66,7 @@ class Holding:
         sessions: Path,
         figures: FiguresFile,
         quiet: Quiet,
+        least_rate: float = 0.0,
     ) -> None:
         self.path: Path = model.path
         self._file = ModelFile(model.path, cache)
@@ -85,6 +86,7 @@ class Holding:
         self._questions = Questions()
         #: Whether it is loaded only when a job comes; so is one that had to leave, or found no room when it started.
         self._on_demand = not config.preload
+        self._least_rate = least_rate
         #: Name and version of what runs it.
         self.engine_version = engine_version()
         #: Bytes the next child may take at most, after the kernel killed one for want of memory.
@@ -244,7 +246,8 @@ class Holding:
 
     async def _wait_wanted(self) -> None:
         """Wait until there is a job, or the model is to be loaded anyway; after crashes, for the backoff too."""
-        if self._on_demand and not self.queued:
+        slow = self.decode.value is not None and self.decode.value < self._least_rate
+        if (self._on_demand or slow) and not self.queued:
             self._set_state("idle")
             self._wanted = trio.Event()
             await self._wanted.wait()

@@ -89,7 +89,11 @@ class EnginePool:
         *,
         engines: Sequence[ExternalEngineConfig] = (),
         box: str = "",
+        least_rate: float = 0.0,
     ) -> None:
+        """`box` is this box's PeerID. A model that decoded fewer than `least_rate` tokens per second when it was last
+        measured is loaded only when a job comes for it.
+        """
         self._external = ExternalEngines(engines, config, box, on_change)
         self._holdings: list[Holding] = []
         self._room: Room | None = None
@@ -113,6 +117,7 @@ class EnginePool:
                     sessions=state_dir / "sessions",
                     figures=figures,
                     quiet=quiet,
+                    least_rate=least_rate,
                 )
                 for model in models
             ]

@@ -11,6 +11,7 @@ import trio
 from agent.config import EngineConfig, ModelConfig
 from agent.engine import probing, speed
 from agent.engine.pool import EnginePool
+from agent.engine.probing import Figures, FiguresFile
 from fleet.net.messages import Delta
 from tests.engine_box import EngineBox, completion, engine_box
 from tests.harness import model_path
@@ -71,6 +72,38 @@ def test_b13_b15_a_model_is_probed_beside_what_it_keeps_and_the_figures_outlive_
             nursery.cancel_scope.cancel()
 
     trio.run(again)
+
+
+def test_b12_a_model_that_this_box_is_too_slow_for_is_not_loaded_before_it_is_asked_for(tmp_path: Path) -> None:
+    hashes: set[str] = set()
+
+    async def states(least_rate: float) -> list[str]:
+        pool = EnginePool(
+            (ModelConfig(path=model_path()),), EngineConfig(threads=2), tmp_path, lambda: None, least_rate=least_rate
+        )
+        async with trio.open_nursery() as nursery:
+            await nursery.start(pool.run)
+            (held,) = pool.models()
+            found = [held.state]
+            hashes.add(held.hash)
+            if held.state == "idle":
+                with trio.fail_after(LIMIT):
+                    await pool.generate(held.hash, completion("Once", max_tokens=2), _forget)
+                found.append(pool.models()[0].state)
+            nursery.cancel_scope.cancel()
+            return found
+
+    async def _forget(event: object) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def main() -> None:
+        assert await states(3.0) == ["loading"], "its rate is not known yet"
+        figures = FiguresFile(tmp_path / "model-figures.json")
+        figures.put(hashes.pop(), Figures(decode=2.9, prefill=9.0, engine="any", setup="any", at=0.0))
+        assert await states(3.0) == ["idle", "loaded"]
+        assert await states(2.9) == ["loading"]
+
+    trio.run(main)
 
 
 def test_b14_a_job_that_comes_in_mid_probe_is_served_and_the_probe_given_up(
