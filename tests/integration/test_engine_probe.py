@@ -99,7 +99,7 @@ def test_b12_a_model_that_this_box_is_too_slow_for_is_not_loaded_before_it_is_as
     async def main() -> None:
         assert await states(3.0) == ["loading"], "its rate is not known yet"
         figures = FiguresFile(tmp_path / "model-figures.json")
-        figures.put(hashes.pop(), Figures(decode=2.9, prefill=9.0, engine="any", setup="any", at=0.0))
+        figures.put(hashes.pop(), Figures(decode=2.9, prefill=9.0, engine="any", setup="any", at=1.0))
         assert await states(3.0) == ["idle", "loaded"]
         assert await states(2.9) == ["loading"]
 
