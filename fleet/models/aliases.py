@@ -46,13 +46,13 @@ class Aliases:
     def __init__(self, targets: Mapping[str, str] | None = None) -> None:
         """`targets` has for each alias a hash, a name, or another alias.
 
-        Entries that cannot be meant are left out: a hash or an empty text as an alias, a target that is empty or longer
-        than MAX_NAME. Of two spellings of one alias the first in order of the alphabet counts, on every box.
+        A hash is never an alias. Entries that cannot be meant are left out: an empty text, or one longer than MAX_NAME,
+        as alias or as target. Of two spellings of one alias the first in order of the alphabet counts, on every box.
         """
         found: dict[str, str] = {}
         for alias, target in sorted((targets or {}).items()):
             name = canonical_name(alias)
-            if name and not is_hash(alias) and len(alias) <= MAX_NAME and 0 < len(target) <= MAX_NAME:
+            if name and len(alias) <= MAX_NAME and 0 < len(target) <= MAX_NAME:
                 found.setdefault(name, target)
         self._targets = found
 

@@ -100,8 +100,11 @@ def choose(reference: Reference, offers: Iterable[Offer], substitution: Substitu
     """
     chosen: list[tuple[Offer, Match]] = []
     passed: list[Passed] = []
+    judged: dict[Offer, Match | Refusal] = {}  # many boxes hold the same few models
     for offer in offers:
-        found = match(reference, offer, substitution)
+        found = judged.get(offer)
+        if found is None:
+            found = judged[offer] = match(reference, offer, substitution)
         if isinstance(found, Match):
             chosen.append((offer, found))
         else:
@@ -118,7 +121,7 @@ def _ranks(chosen: list[tuple[Offer, Match]]) -> list[tuple[float, ...]]:
     """The rank of each. What was asked for is as good under each of the names that boxes have for that content."""
     best: dict[str, tuple[float, ...]] = {}
     for offer, found in chosen:
-        if offer.hash and not found.substituted:
+        if offer.hash:
             best[offer.hash] = min(_rank(offer, found), best.get(offer.hash, _rank(offer, found)))
     return [
         _rank(offer, found) if found.substituted else best.get(offer.hash, _rank(offer, found))

@@ -165,7 +165,7 @@ class _Merging:
             return read
         root = read.family.partition("-")[0]
         versions = known.get(architecture, () if architecture.startswith(root) else None)
-        if versions and not read.version and "" not in versions and len(versions) == 1:
+        if versions and len(versions) == 1 and not read.version:
             self._pinned = True
             return replace(read, version=versions[0])
         if versions is None or (versions and read.version not in versions):

@@ -148,7 +148,7 @@ def parse_name(raw: str) -> ModelName:
     if len(raw) > MAX_NAME:
         raise ModelNameError(f"a model's name has at most {MAX_NAME} characters, not {len(raw)}")
     stem = _stem(raw)
-    if not raw.isprintable() or not _READABLE.fullmatch(stem):
+    if not _READABLE.fullmatch(stem):
         return ModelName(raw=raw)
     words, quantised = _words(_SPLIT_FILE.sub("", stem))
     family, version, rest = _family(words)
@@ -209,7 +209,7 @@ def _family(words: Sequence[str]) -> tuple[Family | None, str, Sequence[str]]:
     """The family that the words begin with, the version if it is written on to it, and the words that are left."""
     if tuple(words[:2]) == ("text", "embedding"):
         words = words[2:]  # LM Studio puts it before the names of what embeds
-    while len(words) > 1 and words[0] in MAKERS and tuple(words[:2]) not in BY_WORDS:
+    while len(words) > 1 and words[0] in MAKERS:
         words = words[1:]
     for count in range(min(MOST_WORDS, len(words)), 0, -1):
         first, last = tuple(words[: count - 1]), words[count - 1]

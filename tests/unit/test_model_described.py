@@ -30,6 +30,7 @@ def said(name: str, /, **stated: Any) -> Described:
         ("llama-3.2-1b-instruct.gguf", GEMMA, "gemma-3-270m"),
         ("model.gguf", GEMMA, "gemma-3-270m"),
         ("gemma-2-270m.gguf", GEMMA, "gemma-3-270m"),
+        ("granite-3.1-2b.gguf", {"basename": "granite-3.3"}, "granite-3.3-2b"),
         ("gemma-3-270m-Q8_0.gguf", {**GEMMA, "quantisation": "Q4_K_M"}, "gemma-3-270m-q4_k_m"),
         ("gemma-3-270m.gguf", {**GEMMA, "finetune": "it"}, "gemma-3-270m-instruct"),
         ("gemma-3-270m-pt.gguf", {**GEMMA, "finetune": "it"}, "gemma-3-270m-instruct"),

@@ -96,7 +96,7 @@ def test_any_text_is_read_and_its_canonical_form_says_the_same(text: str) -> Non
 @given(st.sampled_from(ENTRIES), st.integers(0, 255), st.sampled_from("а\u212a\u200b\u00a0\x00\n\x7fｌ٣-\u0301\ud800"))
 @settings(max_examples=200, deadline=None)
 def test_b37_what_merely_looks_like_a_name_is_of_no_known_family(entry: Any, place: int, odd: str) -> None:
-    name = entry["name"].rsplit("/", 1)[-1]
+    name = entry["name"].replace("\\", "/").rsplit("/", 1)[-1]
     place %= len(name)
     for forged in (name[:place] + odd + name[place + 1 :], name[:place] + odd + name[place:]):
         if odd != "-":
@@ -190,6 +190,29 @@ def test_b36_sizes_are_compared_as_numbers_where_they_are_numbers(one: str, othe
     assert parse_name(other).same_size(parse_name(one)) is same
 
 
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        ("llama-4-17b-16e-32e", "32e"),
+        ("mixtral-8x7b-16e", "16e"),
+        ("llama-7b-13b", "13b"),
+        ("llama-7b-a3b-a4b", "a4b"),
+        ("llama-3.1-3.2", "3.2"),
+        ("llama-awq-gptq", "awq"),
+        ("llama-4bit-8bit", "4bit"),
+        ("llama-4bit-8bit-4bit", "8bit"),
+        ("llama-awq-q4_0", "awq"),
+        ("llama-f16-q4_0", "f16"),
+        ("llama-3b-ud", "ud"),
+        ("bge-large-base", "base"),
+        ("granite-tiny-small", "small"),
+        ("nous-hermes-2-pro", "pro"),
+    ],
+)
+def test_b36_a_word_that_says_a_thing_again_is_not_lost(name: str, variant: str) -> None:
+    assert parse_name(name).variant == (variant,)
+
+
 def test_sizes_by_themselves() -> None:
     assert read_size("8x7B") == (56 * 10**9, "8x7B")
     assert read_size(" 0.6b ") == (600 * 10**6, "0.6B")
@@ -214,7 +237,8 @@ BEST_FIRST = (
 
 
 def test_b38_better_quantisations_keep_more() -> None:
-    assert sorted(BEST_FIRST.split(), key=lambda name: -Quantisation(name).quality) == BEST_FIRST.split()
+    qualities = [Quantisation(name).quality for name in BEST_FIRST.split()]
+    assert qualities == sorted(set(qualities), reverse=True)
     assert Quantisation("QAT").quality == Quantisation("QAT-Q4_0").quality
     assert Quantisation("8BIT").quality > Quantisation("AWQ").quality > Quantisation("2BIT").quality > 0
     assert Quantisation("EXL2").quality > Quantisation("HOMEMADE").quality == 0.0
