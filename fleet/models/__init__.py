@@ -1,4 +1,4 @@
-"""What a model is: its content hash, its names, and the facts its GGUF header states.
+"""What a model is: its content hash, what its name says, the facts of its GGUF header, and what may stand in for it.
 
-Pure: bytes and strings in, values out. Files are opened, hashed and loaded elsewhere.
+Pure: bytes and strings in, values out. Files are opened, hashed and loaded elsewhere, and boxes are chosen elsewhere.
 """

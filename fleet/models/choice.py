@@ -84,6 +84,9 @@ class Choice:
             )
         if self.reference.hash:
             return f"{none}; what is asked for by its content is served by that alone"
+        if not self.reference.model.family:
+            names = tuple(dict.fromkeys(passed.offer.name for passed in self.passed))
+            return f"{none}, which is of no known family, so that nothing else can answer; there is {_listed(names)}"
         nearest = self.passed[0].refusal
         return (
             f"{none}; the nearest is {self.passed[0].offer.name}, which is another model ({nearest}): ask for what is"

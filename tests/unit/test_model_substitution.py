@@ -310,6 +310,10 @@ def test_the_error_names_the_nearest_and_the_remedy() -> None:
     )
     assert choose(asked("x"), []).problem() == "no box that can be asked has x, nor any other model"
     assert choose(asked("x"), []).reason is None
+    assert choose(asked("x-q4_0"), map(offer, ["gemma-3-4b-it", "x-q8_0"])).problem() == (
+        "no box that can be asked has x-q4_0, which is of no known family, so that nothing else can answer; there is"
+        " x-q8_0, gemma-3-4b-it"
+    )
     by_hash = choose(asked(hash_of("x")), [offer("y")])
     assert by_hash.problem().endswith("; what is asked for by its content is served by that alone")
     assert by_hash.reason == "hash"
