@@ -11,6 +11,8 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 
+from fleet.gossip.presence import MAX_AGE
+
 Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
 
 _MEMORY: Final = re.compile(r"([1-9][0-9]?|100)%|[1-9][0-9]{0,5}(\.[0-9]{1,3})?(MiB|GiB)")
@@ -148,13 +150,14 @@ class RoutingConfig(_Section):
 
     A box that decodes below `threshold` asks faster ones first. One whose best model is below `borrow_only_below` runs
     nothing for others. A box takes no jobs of others while more than `max_memory` of its memory is used, or others than
-    its own models use more than `max_cpu` of its CPU.
+    its own models use more than `max_cpu` of its CPU. Who was not heard for `silent_after` seconds is not asked.
     """
 
     threshold: float = Field(default=10.0, ge=0, le=1e6, allow_inf_nan=False)
     borrow_only_below: float = Field(default=3.0, ge=0, le=1e6, allow_inf_nan=False)
     max_cpu: float = Field(default=0.9, gt=0, le=1, allow_inf_nan=False)
     max_memory: float = Field(default=0.9, gt=0, le=1, allow_inf_nan=False)
+    silent_after: float = Field(default=MAX_AGE, ge=1, le=86_400, allow_inf_nan=False)
 
 
 class LendTermsConfig(_Section):

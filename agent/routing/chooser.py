@@ -10,7 +10,6 @@ from agent.config import RoutingConfig
 from agent.routing.conversations import Conversations
 from agent.routing.decide import Ask, Decision, LocalState, PeerState, Policy, Rules, decide
 from agent.routing.explain import RouteLog
-from fleet.gossip.presence import MAX_AGE
 from fleet.net.messages import InferRequest
 
 #: Bytes of a prompt that make a token, and tokens that a message's turn takes, for estimates.
@@ -22,7 +21,7 @@ _ANSWER: Final = 256
 
 def rules_of(config: RoutingConfig) -> Rules:
     """The rules that a configuration sets."""
-    return Rules(config.threshold, config.borrow_only_below, MAX_AGE)
+    return Rules(config.threshold, config.borrow_only_below, config.silent_after)
 
 
 class Chooser:

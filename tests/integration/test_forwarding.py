@@ -16,6 +16,7 @@ import httpx
 import pytest
 import trio
 
+from fleet.net.messages import NOTIFY_PRESENCE, Presence
 from fleet.net.rpc import IncomingCall
 from tests.harness import Agent, agents, holding_smollm2, peer_id_of
 from tests.peer import HASH, fake_model, peer
@@ -401,6 +402,44 @@ def test_b22_the_clients_authorization_never_leaves_the_box(tmp_path: Path) -> N
     with agents(tmp_path, {"sensor-1": {}}) as (box,):
         box.stop()
         box.allow(peer_id_of("provider"))
+        box.start()
+        trio.run(scenario, box)
+
+
+def test_b33_a_peer_that_says_nothing_is_asked_no_more_until_it_speaks_again(tmp_path: Path) -> None:
+    async def infer(call: IncomingCall) -> Mapping[str, object]:
+        await call.send({"type": "started", "model": "fake-model", "hash": HASH, "prompt_tokens": 3})
+        await call.send({"type": "delta", "text": "here"})
+        ended = {"reason": "stop", "prompt_tokens": 3, "completion_tokens": 1, "prefill_ms": 1.0, "decode_ms": 1.0}
+        await call.send({"type": "finished", **ended})
+        return {}
+
+    async def scenario(box: Agent) -> None:
+        async def asked() -> httpx.Response:
+            return await trio.to_thread.run_sync(lambda: ask(box, model="fake-model"))
+
+        async with peer("quiet", [box], models=[fake_model()], infer=infer) as quiet:
+            link = await quiet.link_to(box)
+            assert (await asked()).status_code == 200
+            with trio.fail_after(20):
+                while (answer := await asked()).status_code == 200:
+                    await trio.sleep(0.1)
+            assert answer.json()["error"]["code"] == "no_capable_peer"
+            (reason,) = [
+                one["reason"] for one in answer.json()["error"]["details"]["candidates"] if "quiet" in str(one)
+            ]
+            assert reason == "silent for 3 s"
+            assert quiet.downs == []
+            said = Presence(seq=2, name="quiet", version="test", models=(fake_model(),))
+            link.notify(NOTIFY_PRESENCE, said.model_dump(mode="json"))
+            with trio.fail_after(20):
+                while (await asked()).status_code != 200:
+                    await trio.sleep(0.1)
+
+    routing = {"threshold": 0.0, "max_cpu": 1.0, "max_memory": 1.0, "silent_after": 3.0}
+    with agents(tmp_path, {"sensor-1": {"routing": routing}}) as (box,):
+        box.stop()
+        box.allow(peer_id_of("quiet"))
         box.start()
         trio.run(scenario, box)
 
