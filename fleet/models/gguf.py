@@ -41,6 +41,8 @@ _ENCODERS: Final = frozenset({
     "bert", "nomic-bert", "nomic-bert-moe", "modern-bert", "neo-bert", "eurobert", "jina-bert-v2", "jina-bert-v3",
     "gemma-embedding", "llama-embed", "t5encoder",
 })  # fmt: skip
+#: What only those have that keep a state, and may therefore do without attention: Mamba's kind, and RWKV's.
+_STATES: Final = ("ssm.state_size", "wkv.head_size")
 #: Every how many layers one sees the whole context, where the header does not say: llama.cpp's own values. With True
 #: it is the first of them, else the last.
 _WINDOW_PATTERNS: Final[Mapping[str, tuple[int, bool]]] = {
@@ -131,9 +133,9 @@ def read_facts(source: BinaryIO | bytes) -> GgufFacts:
     heads = of.per_layer("attention.head_count", blocks, MAX_HEADS, 0)
     kv_heads = of.per_layer("attention.head_count_kv", blocks, MAX_HEADS, heads)
     most = max(heads)
-    # Where no head is stated the model has no attention: it keeps a state instead.
+    # A model without attention has no heads: it keeps a state instead.
     head = embedding_length // most if most else 0
-    _check_heads(architecture, heads, kv_heads)
+    _check_heads(of, heads, kv_heads)
     window = of.number("attention.sliding_window", 0, MAX_CONTEXT, 0)
     pooling = of.number("pooling_type", -1, len(_POOLING) - 1, -1)
     causal = values.get(f"{architecture}.attention.causal") is not False
@@ -244,13 +246,16 @@ def _vocabulary(header: Header, embedding_length: int) -> int:
     return size or (shape[1] if len(shape) > 1 else 0)
 
 
-def _check_heads(architecture: str, heads: tuple[int, ...], kv_heads: tuple[int, ...]) -> None:
+def _check_heads(of: _Section, heads: tuple[int, ...], kv_heads: tuple[int, ...]) -> None:
+    stated = f"{of.architecture}.attention.head_count"
     for layer, (queries, keys) in enumerate(zip(heads, kv_heads, strict=True)):
+        if keys and not queries:
+            raise GgufError(f"{stated} is 0 or missing in layer {layer}, which has {keys} heads of keys and values")
         if keys > queries or (keys and queries % keys):
-            raise GgufError(
-                f"{architecture}.attention.head_count_kv is {keys} in layer {layer}, which does not divide"
-                f" {queries} heads"
-            )
+            raise GgufError(f"{stated}_kv is {keys} in layer {layer}, which does not divide {queries} heads")
+    if not any(kv_heads) and not any(of.number(key, 0, MAX_STATE, 0) for key in _STATES):
+        zero = stated if not any(heads) else f"{stated}_kv"
+        raise GgufError(f"{zero} is 0 or missing: no layer has attention, and none keeps a state in its place")
 
 
 def _experts(of: _Section, blocks: int) -> tuple[int, int]:

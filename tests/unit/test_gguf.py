@@ -153,6 +153,15 @@ def test_experts_and_states_are_read() -> None:
     assert hybrid.state_bytes == 4 * 5 * (3 * (64 + 2 * 16) + 16 * 64)
 
 
+@pytest.mark.parametrize(("architecture", "key"), [("mamba2", "ssm.state_size"), ("rwkv7", "wkv.head_size")])
+def test_a_model_that_keeps_a_state_needs_no_heads(architecture: str, key: str) -> None:
+    heads = {"attention.head_count": 0, "attention.head_count_kv": 0}
+    facts = _other(architecture, {**heads, key: 64})
+    assert (facts.heads, set(facts.kv_heads), facts.key_length) == (0, {0}, 0)
+    with pytest.raises(GgufError, match="no layer has attention"):
+        _other(architecture, {**heads, key: 0})
+
+
 CORPUS = corpus()
 
 
@@ -205,6 +214,10 @@ def _read(one: Corrupt) -> GgufFacts | GgufError:
         ("value-blocks-text", "no whole number"),
         ("value-architecture-path", "architecture"),
         ("value-kv-heads-3-of-4", "does not divide"),
+        ("value-heads-0", r"head_count is 0 or missing in layer 0, which has 2 heads of keys and values"),
+        ("value-heads-0-in-a-layer", r"head_count is 0 or missing in layer 1, which has 2 heads"),
+        ("value-heads-0-and-kv-heads-0", r"head_count is 0 or missing: no layer has attention"),
+        ("value-kv-heads-0", r"head_count_kv is 0 or missing: no layer has attention"),
         ("value-tokens-fewer", "does not fit"),
         ("value-scores-fewer", "one number for each of 264 tokens"),
     ],

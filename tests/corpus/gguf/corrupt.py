@@ -165,6 +165,10 @@ def _contradictory() -> Iterator[Corrupt]:
         "heads-long-list": ("llama.attention.head_count", array(I32, [4] * 513)),
         "heads-list-of-texts": ("llama.attention.head_count", ["4", "4"]),
         "heads-list-of-floats": ("llama.attention.head_count", [4.0, 4.0]),
+        "heads-0": ("llama.attention.head_count", 0),
+        "heads-0-in-a-layer": ("llama.attention.head_count", [4, 0]),
+        "heads-missing": ("llama.attention.head_count", None),
+        "kv-heads-0": ("llama.attention.head_count_kv", 0),
         "kv-heads-more": ("llama.attention.head_count_kv", 8),
         "kv-heads-3-of-4": ("llama.attention.head_count_kv", 3),
         "kv-heads-list-of-3-of-4": ("llama.attention.head_count_kv", [2, 3]),
@@ -194,13 +198,14 @@ def _contradictory() -> Iterator[Corrupt]:
     }
     for name, (key, value) in values.items():
         yield Corrupt(f"value-{name}", llama().with_({key: value}).build(), True)
+    none = {"llama.attention.head_count": 0, "llama.attention.head_count_kv": 0}
+    yield Corrupt("value-heads-0-and-kv-heads-0", llama().with_(none).build(), True)
 
 
 def _unusable() -> Iterator[Corrupt]:
     """Well-formed, and not what the architecture needs: it is for llama.cpp to say so, or to fall."""
     model = llama()
     values: dict[str, dict[str, Any]] = {
-        "heads-0": {"llama.attention.head_count": 0, "llama.attention.head_count_kv": 0},
         "heads-8": {"llama.attention.head_count": 8},
         "rope-0": {"llama.rope.dimension_count": 0},
         "rope-odd": {"llama.rope.dimension_count": 7},
@@ -209,7 +214,7 @@ def _unusable() -> Iterator[Corrupt]:
         "epsilon-nan": {"llama.attention.layer_norm_rms_epsilon": float("nan")},
         "architecture-unknown": {
             "general.architecture": "nonsuch",
-            **{f"nonsuch.{key}": 2 for key in ("block_count", "context_length")},
+            **{f"nonsuch.{key}": 2 for key in ("block_count", "context_length", "attention.head_count")},
             "nonsuch.embedding_length": 32,
         },
         "blocks-fewer": {"llama.block_count": 1},
