@@ -192,15 +192,16 @@ class Batcher:
                 ((one.sequence.seq, one.sequence.owner, one.sequence.tokens[: one.sequence.decoded])
                  for one in self._running),
                 whole_only=self._whole_only,
+                session=live.request.job.session,
             )  # fmt: skip
             need = len(sequence.tokens) - (beginning.length if beginning else 0) + min(live.limit, _RESERVE)
-            keep = beginning.seq if beginning and beginning.kept else -1
+            keep = beginning.seq if beginning else -1
             while self._ledger.free < need and (oldest := self._shelf.oldest(but=keep)):
                 self._give_up(oldest)
             if self._ledger.free < need and self._running:
                 return  # somebody will end
             self._waiting.popleft()
-            self._give_cells(sequence, beginning)
+            self._give_cells(sequence, beginning, live.request.job.session)
             self._reused += sequence.reused
             self._running.append(live)
 
@@ -232,11 +233,10 @@ class Batcher:
         if self._sessions is not None and kept.session:
             self._sessions.note_resident(kept.owner, kept.session, here=True)
 
-    def _give_cells(self, sequence: Running, beginning: Beginning | None) -> None:
+    def _give_cells(self, sequence: Running, beginning: Beginning | None, session: str) -> None:
         """Give a sequence llama.cpp's number and, where there is one, the beginning that it shares with another."""
         if beginning is not None and beginning.kept is not None:
-            self._shelf.take(beginning.seq)
-            self._unsaved.discard(beginning.seq)
+            self._take_over(beginning.kept, session)
             sequence.seq = beginning.seq
             if beginning.length < len(beginning.kept.tokens) and not self._context.forget(
                 sequence.seq, beginning.length
@@ -246,7 +246,10 @@ class Batcher:
             self._ledger.trim(sequence.seq, beginning.length)
             sequence.decoded = sequence.reused = beginning.length
             return
+        if not self._numbers and (oldest := self._shelf.oldest(but=beginning.seq if beginning else -1)):
+            self._give_up(oldest)
         if not self._numbers and (oldest := self._shelf.oldest()):
+            beginning = None  # it is the last that is kept, and its number is needed
             self._give_up(oldest)
         sequence.seq = self._numbers.popleft()
         if beginning is not None:
@@ -254,17 +257,25 @@ class Batcher:
             self._ledger.share(beginning.seq, sequence.seq, beginning.length)
             sequence.decoded = sequence.reused = beginning.length
 
+    def _take_over(self, kept: Kept, session: str = "") -> None:
+        """A sequence that is kept is needed for another: what is not on disk of its conversation goes there first.
+
+        Not where the same conversation goes on: it is saved when its turn is over.
+        """
+        self._shelf.take(kept.seq)
+        if kept.seq in self._unsaved and kept.session != session:
+            self._save(kept)
+        self._unsaved.discard(kept.seq)
+        if self._sessions is not None and kept.session:
+            self._sessions.note_resident(kept.owner, kept.session, here=False)
+
     def _clear(self, sequence: Running) -> None:
         self._context.forget(sequence.seq)
         self._ledger.drop(sequence.seq)
         sequence.decoded = sequence.reused = 0
 
     def _give_up(self, kept: Kept) -> None:
-        self._shelf.take(kept.seq)
-        if kept.seq in self._unsaved:
-            self._save(kept)
-        if self._sessions is not None and kept.session:
-            self._sessions.note_resident(kept.owner, kept.session, here=False)
+        self._take_over(kept)
         self._context.forget(kept.seq)
         self._ledger.drop(kept.seq)
         self._numbers.append(kept.seq)

@@ -139,6 +139,7 @@ class ChatTemplate:
             TypeError,
             ValueError,
             RecursionError,
+            MemoryError,
         ) as error:
             reason = str(error) or type(error).__name__
             raise BadRequestError(f"the model's chat template refuses these messages: {reason}") from None

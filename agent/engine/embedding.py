@@ -43,6 +43,12 @@ def tokenise(model: Model, job: Embed, context_tokens: int) -> Texts:
     room = min(EMBEDDED_TOKENS, context_tokens)
     found = []
     for index, text in enumerate(job.texts):
+        least = -(-len(text.encode("utf-8", "replace")) // model.longest_token)
+        if least > room:  # a tokenizer may take seconds to say so
+            raise ContextLengthError(
+                f"input {index} has {least} tokens or more, and vectors are of at most {room}; split it",
+                details={"prompt_tokens": least, "context_tokens": room},
+            )
         tokens = model.tokenize([Span(text, plain=True)], ended=True)
         if not text or not tokens:
             raise BadRequestError(f"input {index} is empty", details={"param": "input"})

@@ -26,6 +26,8 @@ class Inbox(Generic[Item]):
         self._items: deque[Item] = deque()
         self._cancelled: set[int] = set()
         self._known: set[int] = set()
+        #: Of those known, the ones that the decoding thread has.
+        self._arrived: set[int] = set()
         self._in_step: Collection[int] = ()
         self._abortable = False
         self._news = False
@@ -69,6 +71,26 @@ class Inbox(Generic[Item]):
             self._items.clear()
             return items
 
+    def cancelled_on_the_way(self) -> tuple[int, ...]:
+        """Requests that are to end and have not been taken up yet; they are over now."""
+        with self._changed:
+            found = tuple(id for id in self._cancelled if id not in self._arrived)
+            self._cancelled.difference_update(found)
+            self._known.difference_update(found)
+            return found
+
+    def knows(self, id: int) -> bool:
+        """Whether a request has been read and is not over."""
+        with self._changed:
+            return id in self._known
+
+    def take_up(self, id: int) -> bool:
+        """A request has come as an item, and whoever has it ends it; False where it is over already."""
+        with self._changed:
+            if id in self._known:
+                self._arrived.add(id)
+            return id in self._known
+
     def cancelled(self) -> frozenset[int]:
         """The requests that are to end."""
         with self._changed:
@@ -78,6 +100,7 @@ class Inbox(Generic[Item]):
         """A request has ended."""
         with self._changed:
             self._known.discard(id)
+            self._arrived.discard(id)
             self._cancelled.discard(id)
 
     def begin_step(self, ids: Collection[int], *, abortable: bool) -> bool:

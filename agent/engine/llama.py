@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Final
 
 import llama_cpp as ll
@@ -91,6 +92,12 @@ class Model:
             if ll.llama_vocab_get_attr(self.vocab, token) & control
         )
 
+    @cached_property
+    def longest_token(self) -> int:
+        """Bytes of the longest text that a token stands for, or more."""
+        texts = (ll.llama_vocab_get_text(self.vocab, token) for token in range(self.vocab_size))
+        return max((len(text) for text in texts if text), default=1)
+
     def tokenize(self, spans: Sequence[Span], *, ended: bool = False) -> list[int]:
         """A prompt's tokens; the token that begins a prompt is there once if the model expects it.
 
@@ -134,7 +141,7 @@ class Model:
         return None
 
     def _tokenize(self, text: str, *, special: bool) -> list[int]:
-        data = text.encode()
+        data = text.encode("utf-8", "replace")  # halves of characters may come from what a template has unpacked
         room = len(data) + 16
         for _ in range(2):
             tokens = (ll.llama_token * room)()

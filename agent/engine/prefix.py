@@ -22,7 +22,10 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Beginning:
-    """A sequence whose first `length` tokens are those of a new one; `kept` where it is over and can be taken over."""
+    """A sequence whose first `length` tokens are those of a new one.
+
+    `kept` where it is over and is taken over, with all it has; else the new one shares its beginning, and it stays.
+    """
 
     seq: int
     length: int
@@ -50,8 +53,12 @@ def best_beginning(
     running: Iterable[tuple[int, str, Sequence[int]]],
     *,
     whole_only: bool,
+    session: str = "",
 ) -> Beginning | None:
     """The sequence of this owner with the longest beginning in common; one that is over is preferred.
+
+    One that is over is taken over where the new one goes on with most of it, and it is no other `session`'s: all chats
+    begin with the few tokens of a template, and a conversation is not given up for those.
 
     At most all tokens but the last, whose logits are needed. `running` are (seq, owner, decoded tokens). With
     `whole_only` nothing can be cut off a sequence, or read from one that went on: only one that is over and is
@@ -64,7 +71,8 @@ def best_beginning(
         if whole_only and length < len(one.tokens):
             continue
         if length > (best.length if best else 0):
-            best = Beginning(one.seq, length, one)
+            goes_on = 2 * length >= len(one.tokens) and one.session in ("", session)
+            best = Beginning(one.seq, length, one if goes_on or whole_only else None)
     if not whole_only:
         for seq, who, decoded in running:
             length = min(common(decoded, tokens), most) if who == owner else 0

@@ -1,11 +1,12 @@
 """From a request to the tokens of its prompt. Imported in the child process only.
 
-Templates and tokenizers may take long on what a peer sends; this runs in a thread of its own, so that sequences that
-generate meanwhile do not wait for it.
+Templates and tokenizers may take long on what a peer sends; this runs in threads of its own (`agent.engine.desk`), so
+that sequences that generate meanwhile do not wait for it.
 """
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 from agent.engine.chat import ChatTemplate, Shield
@@ -15,6 +16,7 @@ from agent.engine.sessions import Saved, Sessions
 from agent.engine.structure.enforce import Enforcer, Vocabulary
 from agent.engine.structure.grammar import grammar_for
 from agent.engine.structure.prompt import build
+from agent.errors import ContextLengthError
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Prepared:
 
 
 class Preparer:
-    """Prepares requests for one model; sequences have at most `context_tokens` tokens."""
+    """Prepares requests for one model; sequences have at most `context_tokens` tokens. Thread-safe."""
 
     def __init__(self, model: Model, context_tokens: int, sessions: Sessions | None = None) -> None:
         self._model = model
@@ -46,9 +48,11 @@ class Preparer:
             model.chat_template, bos=model.bos_text, eos=model.eos_text, native=model.native_template
         )
         self._vocabulary: Vocabulary | None = None
+        self._lock = threading.Lock()
 
     def prepare(self, job: Submit) -> Prepared:
         """Raises ContextLengthError with both numbers, or BadRequestError."""
+        self._refuse_what_cannot_fit(job)
         grammar = grammar_for(job, self._template.call_form)
         enforcer = Enforcer(grammar, self._words(), job.prefix) if grammar else None
         prompt = build(job, self._template, lambda: Shield(self._control), self._model.tokenize, self._context_tokens)
@@ -57,8 +61,25 @@ class Preparer:
         limit = min(limit, job.max_tokens or limit)
         return Prepared(job, prompt.tokens, limit, prompt.cut_tokens, prompt.cut_messages, enforcer, saved)
 
+    def _refuse_what_cannot_fit(self, job: Submit) -> None:
+        """Raise ContextLengthError for a text that is too long whatever its tokens: finding them may take seconds."""
+        if job.truncate:
+            return
+        texts = [job.prompt, job.prefix, *(content for _, content, _ in job.messages)]
+        size = sum(len(text.encode("utf-8", "replace")) for text in texts)
+        least = -(-size // self._model.longest_token)
+        if self._control is not None and least < self._context_tokens < size:
+            least = max(least, sum(1 for text in texts for _ in self._control.finditer(text)))
+        if least >= self._context_tokens:
+            raise ContextLengthError(
+                f"the prompt has {least} tokens or more and the model's context {self._context_tokens}; shorten the"
+                " prompt",
+                details={"prompt_tokens": least, "context_tokens": self._context_tokens},
+            )
+
     def _words(self) -> Vocabulary:
         """All texts of the vocabulary: a second's work for a large one, done when the first grammar comes."""
-        if self._vocabulary is None:
-            self._vocabulary = Vocabulary(self._model.vocab_size, self._model.piece, self._model.ends_text)
-        return self._vocabulary
+        with self._lock:
+            if self._vocabulary is None:
+                self._vocabulary = Vocabulary(self._model.vocab_size, self._model.piece, self._model.ends_text)
+            return self._vocabulary

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import queue
 import signal
 import socket
 import sys
@@ -21,7 +20,8 @@ import llama_cpp
 
 from agent.engine.batcher import Batcher, failed, nothing_runs
 from agent.engine.context import AbortedError, Context, NoRoomError
-from agent.engine.embedding import Embedder, Texts, reader_of, tokenise
+from agent.engine.desk import Desk, Item
+from agent.engine.embedding import Embedder, Texts, reader_of
 from agent.engine.gpu import layers_for
 from agent.engine.gpu_devices import can_offload, devices
 from agent.engine.inbox import Inbox
@@ -30,8 +30,7 @@ from agent.engine.memory import EMBEDDED_TOKENS
 from agent.engine.prepare import Prepared, Preparer
 from agent.engine.probe import probe_round, token_of, warm_up
 from agent.engine.protocol import (
-    Cancel,
-    Embed,
+    Done,
     Failed,
     FrameBuffer,
     Load,
@@ -41,13 +40,12 @@ from agent.engine.protocol import (
     Probed,
     ProtocolError,
     Stats,
-    Submit,
     Unload,
     Up,
     encode,
 )
 from agent.engine.sessions import Sessions
-from agent.errors import AgentError, BadRequestError, EngineError
+from agent.errors import AgentError, EngineError
 
 _PR_SET_PDEATHSIG: Final = 1
 _OOM_SCORE: Final = 800
@@ -77,54 +75,6 @@ def _read(sock: socket.socket, frames: FrameBuffer, backlog: Sequence[Message], 
     while data := _receive(sock):
         for message in _messages(frames, data):
             desk.put(message)
-
-
-#: What the decoding thread is handed.
-Item = Prepared | Texts | Failed | Stats | Probe | Unload
-
-
-class Desk:
-    """Where messages go: cancels straight to the engine, requests to the thread that prepares them."""
-
-    def __init__(self, inbox: Inbox[Item], model: Model, context_tokens: int, preparer: Preparer | None) -> None:
-        """`preparer` is None for a model that gives vectors and no text."""
-        self._inbox = inbox
-        self._model = model
-        self._context_tokens = context_tokens
-        self._preparer = preparer
-        self._requests: queue.SimpleQueue[Submit | Embed | Stats | Probe | Unload] = queue.SimpleQueue()
-
-    def put(self, message: Message) -> None:
-        """Take in a message, in the reading thread."""
-        match message:
-            case Submit() | Embed():
-                self._inbox.announce(message.id)
-                self._requests.put(message)
-            case Cancel(id):
-                self._inbox.cancel(id)
-            case Stats() | Probe() | Unload():
-                self._requests.put(message)
-
-    def _prepared(self, job: Submit) -> Prepared:
-        if self._preparer is None:
-            raise BadRequestError("the model gives vectors and no text; use /v1/embeddings")
-        return self._preparer.prepare(job)
-
-    def run_forever(self) -> NoReturn:
-        """Prepare one request after another, in a thread of its own."""
-        while True:
-            message = self._requests.get()
-            try:
-                match message:
-                    case Submit():
-                        self._inbox.put(self._prepared(message))
-                    case Embed():
-                        self._inbox.put(tokenise(self._model, message, self._context_tokens))
-                    case _:
-                        self._inbox.put(message)
-            except AgentError as error:
-                if isinstance(message, Submit | Embed):  # nothing else can fail so
-                    self._inbox.put(failed(message.id, error))
 
 
 class Engine:
@@ -198,26 +148,30 @@ class Engine:
             busy = embedder.busy or (batcher is not None and batcher.busy)
             # With nothing else to do, conversations that have gone on are put on disk.
             saving = not busy and batcher is not None and batcher.save_one()
-            for item in self._inbox.take(wait=not (busy or saving)):
-                self._take(item)
+            self._hear(wait=not (busy or saving))
             if batcher is not None:
                 batcher.step()
             embedder.step(self._fail, alone=batcher is None or not batcher.busy)
 
-    def _hear(self) -> None:
-        """Take in what has come, within a step that may be long."""
-        for item in self._inbox.take(wait=False):
+    def _hear(self, *, wait: bool = False) -> None:
+        """Take in what has come; with `wait`, something has. Cancels of what is still being prepared are confirmed."""
+        for item in self._inbox.take(wait=wait):
             self._take(item)
+        for id in self._inbox.cancelled_on_the_way():
+            self._send(Done(id, "cancelled", 0, 0, 0.0, 0.0))
 
     def _take(self, item: Item) -> None:
         match item:
-            case Prepared() if self._batcher is not None:
-                self._batcher.add(item)
-            case Texts():
-                self._embedder.add(item)
-            case Failed():
-                self._inbox.over(item.id)
-                self._send(item)
+            case Prepared(job):
+                if self._batcher is not None and self._inbox.take_up(job.id):
+                    self._batcher.add(item)
+            case Texts(job):
+                if self._inbox.take_up(job.id):
+                    self._embedder.add(item)
+            case Failed(id):
+                if self._inbox.take_up(id):
+                    self._inbox.over(id)
+                    self._send(item)
             case Stats(id):
                 self._send(self._batcher.statistics(id) if self._batcher else nothing_runs(id))
             case Probe():
@@ -281,6 +235,8 @@ def _sessions(load: Load) -> Sessions | None:
 def main(fd: int, parent: int) -> None:
     """Load the model that the first message names, then run requests until the process is ended."""
     _bind_to_parent(parent)
+    # The thread that decodes needs the interpreter for microseconds a step, whatever a template does meanwhile.
+    sys.setswitchinterval(0.0005)
     sock = socket.socket(fileno=fd)
     send = Sender(sock)
     frames = FrameBuffer()
@@ -310,7 +266,7 @@ def main(fd: int, parent: int) -> None:
         send(failed(-1, error))
         sys.exit(1)
     send(Loaded(first.context_tokens, max(1, first.slots), load_ms, _ms(began), prefill, decode, layers))
-    threading.Thread(target=engine.desk.run_forever, daemon=True).start()
+    engine.desk.start()
     threading.Thread(target=_read, args=(sock, frames, rest, engine.desk), daemon=True).start()
     engine.run_forever()
 

@@ -89,7 +89,8 @@ def test_borrowed_vectors_are_those_of_the_box_that_lends(fleet: dict[str, Agent
     own, borrowed = (vectors_of(ask(fleet[name], texts)) for name in ("jetson-1", "sensor-1"))
     assert len(own) == len(borrowed) == len(texts)
     for one, other in zip(own, borrowed, strict=True):
-        assert max(abs(a - b) for a, b in zip(one, other, strict=True)) < 1e-3
+        # How many tokens a step reads depends on how fast steps are, and moves the numbers a little (ADR 21).
+        assert cosine(one, other) > 0.999
     for index in (0, 17, 39):
         (alone,) = vectors_of(ask(fleet["sensor-1"], texts[index]))
         nearest = max(range(len(own)), key=lambda other: cosine(alone, own[other]))

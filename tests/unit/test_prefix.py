@@ -41,6 +41,19 @@ def test_one_that_is_over_is_preferred_to_one_that_runs() -> None:
     assert best([1, 2, 3, 4], running=(running,)) == Beginning(2, 3)
 
 
+def test_a_conversation_is_not_given_up_for_the_few_tokens_that_all_chats_begin_with() -> None:
+    long = Kept(1, "me", [1, 2, 3, 4, 5, 6])
+    assert best([1, 2, 9, 9], long) == Beginning(1, 2), "shared, and kept"
+    assert best([1, 2, 3, 9], long) == Beginning(1, 3, long), "half of it is most of it"
+
+
+def test_a_conversation_with_a_name_is_taken_over_by_itself_alone() -> None:
+    named = Kept(1, "me", [1, 2, 3], "c1")
+    asked = {session: best_beginning([1, 2, 3, 4], "me", [named], (), whole_only=False, session=session)
+             for session in ("", "c2", "c1")}  # fmt: skip
+    assert asked == {"": Beginning(1, 3), "c2": Beginning(1, 3), "c1": Beginning(1, 3, named)}
+
+
 def test_a_window_leaves_only_what_is_continued_whole() -> None:
     over = Kept(1, "me", [1, 2, 3])
     assert best([1, 2, 3, 4], over, whole=True) == Beginning(1, 3, over)

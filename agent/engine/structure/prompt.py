@@ -103,8 +103,9 @@ def _turn(role: str, content: str, more: str) -> Turn:
         function = call["function"]
         try:
             arguments = json.loads(function["arguments"] or "{}")
+            json.dumps(arguments, ensure_ascii=False).encode()
         except (ValueError, RecursionError):
-            continue  # a model wrote it; the template shows it as the text it is
+            continue  # a model wrote it, half a character maybe; the template shows it as the text it is
         if isinstance(arguments, dict):
             function["arguments"] = arguments
     return turn
