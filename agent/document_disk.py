@@ -15,6 +15,7 @@ from fleet.document.op import Op, read_op, signature_holds
 from fleet.document.opset import OpSet, refuse_other_fleets
 from fleet.document.store import OpStore
 from fleet.document.view import fold
+from fleet.durable import make_private
 from fleet.errors import DamagedGenesisError, RefusedOpError
 from fleet.identity.genesis import Genesis
 
@@ -31,7 +32,7 @@ def locked_state_dir(state_dir: Path) -> Iterator[None]:
 
     Raises ConfigError while another process holds it.
     """
-    state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_private(state_dir)
     state_dir.chmod(0o700)
     lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

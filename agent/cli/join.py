@@ -12,6 +12,7 @@ import click
 from agent.cli.client import ClientError
 from agent.cli.command import Place, box_command, genesis_of
 from agent.cli.output import print_json, printable
+from fleet.durable import make_private
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -146,7 +147,7 @@ def _keep(state_dir: Path, token: Token) -> Path:
     path = state_dir / _TOKEN_FILE
     new = state_dir / f".{_TOKEN_FILE}.{os.getpid()}"
     try:
-        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(state_dir)
         with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
             file.write(token.text() + "\n")
             file.flush()

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from fleet.durable import make_private
+
 _LIMIT: Final = 1024 * 1024
 
 
@@ -25,7 +27,7 @@ def read_entries(file: Path) -> dict[str, dict[str, Any]]:
 
 def write_entries(file: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
     """Put entries in the place of those in a file, readable by its owner alone. Raises OSError."""
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_private(file.parent)
     new = file.with_name(file.name + ".new")
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as out:
         json.dump(entries, out)

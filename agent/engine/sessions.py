@@ -1,8 +1,8 @@
 """The memory of conversations on disk, so that their next turn need not be computed from the beginning after a restart.
 
 Losing a file costs time and nothing else: there is no fsync, and what is damaged, of another model or of another
-version of llama.cpp is as if it were not there. A file holds what people said to a model: folder and files are the
-agent's own (0700, 0600).
+version of llama.cpp is as if it were not there. A file holds what people said to a model: folders and files are the
+agent's own (0700, 0600). A disk that takes nothing costs the conversations, and is told to the agent.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ import struct
 import sys
 import threading
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from agent.engine.telling import told
+from fleet.durable import make_private
 
 _MAGIC: Final = b"shoal-session-1\n"
 _HEAD: Final = struct.Struct("<32sII")
@@ -44,16 +47,24 @@ class Sessions:
     Thread-safe; writing is done by a thread of its own. `build` names what has to be equal for a state to be of use.
     """
 
-    def __init__(self, folder: Path, budget: int, build: str) -> None:
-        """Raises OSError where the folder cannot be made."""
+    def __init__(self, folder: Path, budget: int, build: str, tell: Callable[[str], None] | None = None) -> None:
+        """`tell` is called when the disk begins to take nothing, with the reason, and with "" when it does again.
+
+        It is called in the thread that writes, and here; by default it is a line for the agent on standard error.
+        """
         self._folder = folder
         self._budget = budget
         self._build = hashlib.blake2b(build.encode(), digest_size=32).digest()
         self._writes: queue.Queue[tuple[str, Saved]] = queue.Queue(_WAITING)
         self._resident: set[str] = set()
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for left in folder.glob("*.new"):
-            left.unlink(missing_ok=True)
+        self._tell = tell or _tell_agent
+        self._problem = ""
+        try:
+            make_private(folder)
+            for left in folder.glob("*.new"):
+                left.unlink(missing_ok=True)
+        except OSError as error:
+            self._note(error)
         threading.Thread(target=self._write_forever, daemon=True).start()
 
     def note_resident(self, owner: str, session: str, *, here: bool) -> None:
@@ -93,12 +104,21 @@ class Sessions:
             try:
                 self._write(name, saved)
                 self._make_room()
+                self._note(None)
             except OSError as error:
-                sys.stderr.write(f"a conversation could not be saved: {error.strerror}\n")
+                self._note(error)
             finally:
                 self._writes.task_done()
 
+    def _note(self, error: OSError | None) -> None:
+        """Tell what has changed, and that alone: a full disk stays full for many conversations."""
+        problem = "" if error is None else error.strerror or type(error).__name__
+        if problem != self._problem:
+            self._problem = problem
+            self._tell(problem)
+
     def _write(self, name: str, saved: Saved) -> None:
+        make_private(self._folder)
         new = self._folder / f"{name}.new"
         tokens = array("I", saved.tokens)
         if sys.byteorder == "big":
@@ -131,6 +151,11 @@ class Sessions:
                 break
             path.unlink(missing_ok=True)
             total -= size
+
+
+def _tell_agent(problem: str) -> None:
+    sys.stderr.write(told(problem))
+    sys.stderr.flush()
 
 
 def _name(owner: str, session: str) -> str:

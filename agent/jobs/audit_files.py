@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from agent.jobs.outcome import iso_time
+from fleet.durable import make_private
 
 #: Below the state folder.
 FOLDER: Final = "audit"
@@ -109,7 +110,7 @@ class AuditFiles:
 
     def _go_on(self, now: float) -> None:
         """Take up the last file of an earlier process. A line that it was killed in the midst of gets its end."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(self.folder)
         known = parts(self.folder)
         if not known or known[-1].day != _day(now):
             return

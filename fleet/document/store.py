@@ -17,7 +17,7 @@ from typing import Final
 from fleet.document.collector import collector_paused
 from fleet.document.op import Op
 from fleet.document.records import SCHEMA_VERSION, checksum, make_table, read_ops, read_rows
-from fleet.durable import sync_folder
+from fleet.durable import make_private, sync_folder
 from fleet.errors import DamagedGenesisError, RefusedOpError, StoreError
 from fleet.identity.genesis import MAX_GENESIS, Genesis
 
@@ -103,7 +103,7 @@ class OpStore:
                 )
             return
         self._refuse_others(self.peek(), genesis.fleet_id)
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(self._folder)
         path = self._folder / _GENESIS
         new = path.with_suffix(".new")
         try:
@@ -132,7 +132,7 @@ class OpStore:
 
     def _open(self, set_aside: Path | None) -> Opened:
         self.close()
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(self._folder)
         # SQLite makes files as the umask says; this one lists every box of the fleet.
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=_BUSY_SECONDS)

@@ -18,7 +18,7 @@ from nacl.bindings import crypto_core_ed25519_is_valid_point
 from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
-from fleet.durable import sync_folder
+from fleet.durable import make_private, sync_folder
 from fleet.errors import IdentityError
 
 SEED_ENV: Final = "SHOAL_IDENTITY_SEED"
@@ -147,7 +147,7 @@ def _read(path: Path) -> bytes:
 
 def _create(path: Path) -> None:
     """Write a new seed so that a crash leaves either none or a whole one, and nobody else ever reads it."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_private(path.parent)
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:

@@ -99,16 +99,25 @@ def test_a_conversation_too_large_for_the_budget_is_not_kept(tmp_path: Path) -> 
     assert sessions.load("me", "small") is not None
 
 
-def test_a_disk_that_takes_nothing_costs_nothing_but_the_conversation(tmp_path: Path) -> None:
-    folder = tmp_path / "s"
-    sessions = saved(folder, "talk")
-    newest(folder).unlink()
-    folder.rmdir()
-    sessions.save("me", "lost", TOKENS, STATE)
-    sessions.wait_written()
-    assert sessions.load("me", "lost") is None
-    folder.mkdir()
+@pytest.mark.parametrize("when", ["before", "later"])
+def test_a_disk_that_takes_nothing_costs_the_conversation_and_is_told_once(tmp_path: Path, when: str) -> None:
+    folder, heard = tmp_path / "s", list[str]()
+    if when == "before":
+        folder.write_text("in the way")
+    sessions = Sessions(folder, 1 << 20, "1", heard.append)
+    if when == "later":
+        assert heard == []
+        folder.rmdir()
+        folder.write_text("in the way")
+    for name in ("lost", "lost too"):
+        sessions.save("me", name, TOKENS, STATE)
+        sessions.wait_written()
+        assert sessions.load("me", name) is None
+    assert len(heard) == 1
+    assert heard[0]
+    folder.unlink()
     sessions.save("me", "kept", TOKENS, STATE)
     sessions.wait_written()
     assert sessions.load("me", "kept") is not None
     assert [path.suffix for path in folder.iterdir()] == [".kv"]
+    assert heard[1:] == [""]
