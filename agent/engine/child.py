@@ -14,6 +14,7 @@ from typing import Final
 import trio
 
 from agent.engine.protocol import FrameBuffer, ProtocolError, Up
+from agent.engine.telling import Listener, without
 
 _STDERR_KEPT: Final = 4096
 _LAST_WORDS: Final = 0.2
@@ -64,6 +65,9 @@ class Child:
         self._stderr = b""
         self._protocol_error = ""
         self._ended_here = False
+        #: Why conversations are not saved, by its word; empty where they are. Whoever made it may ask to be called too.
+        self.unsaved = ""
+        self.on_unsaved: Callable[[str], None] = lambda reason: None
         #: Set by whoever reads its messages, when it has loaded its model.
         self.loaded = trio.Event()
 
@@ -85,8 +89,8 @@ class Child:
 
     @property
     def stderr_tail(self) -> str:
-        """The last 4 KiB of what it wrote to standard error."""
-        return self._stderr.decode("utf-8", "replace").strip()
+        """The last 4 KiB of what it wrote to standard error, less what it told the agent there."""
+        return without(self._stderr.decode("utf-8", "replace")).strip()
 
     @property
     def killed(self) -> bool:
@@ -161,7 +165,11 @@ class Child:
                 return
 
     async def _read_stderr(self) -> None:
+        listener = Listener()
         while data := await self._stderr_stream.receive_some(65536):
+            if (reason := listener.feed(data)) is not None:
+                self.unsaved = reason
+                self.on_unsaved(reason)
             self._stderr = (self._stderr + data)[-_STDERR_KEPT:]
 
     async def _end(self) -> None:

@@ -131,6 +131,11 @@ class Holding:
         return self._jobs.prefill
 
     @property
+    def unsaved(self) -> str:
+        """Why its process cannot save conversations; empty where it can, and where there is none."""
+        return self._loading.child.unsaved if self._loading else ""
+
+    @property
     def last_used(self) -> float:
         """When a job last came or went, on trio's clock."""
         return self._jobs.last_used

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import structlog
 import trio
@@ -11,6 +12,9 @@ from agent.engine.box_memory import oom_kills
 from agent.engine.child import Child
 from agent.engine.death import Death
 from agent.engine.protocol import Failed, Load, Loaded, Up, encode
+
+#: Seconds after which it is said again in the log that conversations are not saved.
+_SAY_AGAIN: Final = 3600.0
 
 log = structlog.get_logger("shoal.engine")
 
@@ -32,7 +36,9 @@ class Loading:
         self._unchanged = unchanged
         self._kills = oom_kills()
         self.child = Child()
+        self.child.on_unsaved = self._note_unsaved
         self.child.post(encode(load))
+        self._say_unsaved_at = 0.0
         self._scope = trio.CancelScope()
         self._refused = ""
         #: Whether the file was replaced after it was looked at and before it was opened.
@@ -78,6 +84,15 @@ class Loading:
         if waiting.cancelled_caught:
             self._refused = f"it did not load within {self._limit:g} s (engine.load_timeout)"
             self.child.kill()
+
+    def _note_unsaved(self, reason: str) -> None:
+        """Say it, however often a disk that is nearly full takes one conversation and not the next."""
+        if reason and trio.current_time() >= self._say_unsaved_at:
+            self._say_unsaved_at = trio.current_time() + _SAY_AGAIN
+            log.warning(
+                "engine.conversations_unsaved", model=self._name, pid=self.child.pid, reason=reason,
+                remedy="free space on the disk of the state folder; see engine.session_cache_mib",
+            )  # fmt: skip
 
     def _take(
         self,

@@ -41,7 +41,8 @@ class HeldModel:
     measured. `error` says why a failed model failed. `size_bytes` is the file's; `architecture`, `quantisation` and
     `size_label` are its header's words, empty where unknown. `pid` is the child's, None while there is none.
     `memory_bytes` is what it was given while it is loaded, 0 otherwise; `cells` are the tokens its cache holds then,
-    and `plan_note` says what of the wish did not fit. `engine_version` is what runs it, by name and version, where this
+    and `plan_note` says what of the wish did not fit. `unsaved` is why its process cannot save conversations, empty
+    where it can. `engine_version` is what runs it, by name and version, where this
     box does that itself. `embedding` is whether it gives vectors and no text. `engine` is
     the kind of the server that runs it and `url` where that is, both empty for one that this box runs itself from
     `path`; one that is not to be lent is for this box's own clients alone.
@@ -69,6 +70,7 @@ class HeldModel:
     memory_bytes: int = 0
     cells: int = 0
     plan_note: str = ""
+    unsaved: str = ""
     engine: str = ""
     url: str = ""
     lend: bool = True
@@ -308,6 +310,7 @@ def _shown(model: Holding | ExternalModel) -> HeldModel:
         path=model.path,
         size_bytes=model.identity.stamp.size if model.identity.stamp else 0,
         pid=model.pid,
+        unsaved=model.unsaved,
         engine_version=model.engine_version,
     )
     if (facts := model.identity.facts) is not None:

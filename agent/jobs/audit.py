@@ -43,6 +43,8 @@ class AuditTrail:
         self._repeats = Repeats()
         self._unsaid = 0
         self._failures = 0
+        #: Why the disk did not take what was last to be written; empty where it did.
+        self.problem = ""
         self._wake = trio.Event()
         self._grown = trio.Event()
         self._wall = wall
@@ -113,16 +115,17 @@ class AuditTrail:
                 await trio.to_thread.run_sync(self._files.append, batch, self._wall())
             except OSError as error:
                 self._failures += 1
+                self.problem = error.strerror or type(error).__name__
                 if self._failures & (self._failures - 1) == 0:
                     log.error(
                         "audit.unwritten",
-                        reason=error.strerror or str(error),
+                        reason=self.problem,
                         waiting=len(self._waiting),
                         lost=self.lost,
                         remedy="free space on the disk of the state folder; see audit.max_mib",
                     )
                 return False
-            self._failures = 0
+            self._failures, self.problem = 0, ""
             self._unsaid -= said
             for _ in range(len(batch) - bool(said)):
                 self._waiting.popleft()

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+import structlog
 import trio
 
 from agent.config import EngineConfig, ModelConfig
@@ -449,6 +450,37 @@ def test_a_file_that_changed_after_it_was_hashed_is_never_run(
                 while here.held("m").hash == old:
                     await trio.sleep(0.005)
             assert await here.run("m") > 0
+
+    trio.run(main)
+
+
+def test_a_disk_that_takes_no_conversations_is_told_and_logged_once(tmp_path: Path) -> None:
+    (model,) = tiny(tmp_path, "m")
+    folder = tmp_path / "state" / "sessions"
+    folder.parent.mkdir()
+    folder.write_text("in the way")
+
+    async def talk(here: Box) -> None:
+        request = InferRequest(
+            job="j", kind="completion", model="m", prompt="abc", session="talk", sampling=Sampling(max_tokens=4)
+        )
+
+        async def take(event: object) -> None: ...
+
+        await here.pool.generate(here.held("m").hash, request, take)
+
+    async def main() -> None:
+        async with box(tmp_path, model) as here:
+            with structlog.testing.capture_logs() as logs, trio.fail_after(LIMIT):
+                while not here.held("m").unsaved:
+                    await talk(here)
+                await talk(here)
+                said = [line for line in logs if line["event"] == "engine.conversations_unsaved"]
+                assert [(line["model"], line["reason"]) for line in said] == [("m", here.held("m").unsaved)]
+                folder.unlink()
+                while here.held("m").unsaved:
+                    await talk(here)
+                assert any(folder.rglob("*.kv"))
 
     trio.run(main)
 

@@ -315,9 +315,11 @@ def test_what_a_full_disk_does_not_take_waits_and_what_is_dropped_is_said(
                 trail.record(replace(DONE, job=f"j{n}"))
             await trio.testing.wait_all_tasks_blocked()
             assert (trail.lost, trail.waiting, trail.written) == (15, 10, 0)
+            assert trail.problem == "no space"
             full = False
             while not trail.written:
                 await trail.grown.wait()
+            assert trail.problem == ""
             nursery.cancel_scope.cancel()
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.1))
