@@ -16,7 +16,7 @@ from agent.engine.sessions import Saved, Sessions
 from agent.engine.structure.enforce import Enforcer, Vocabulary
 from agent.engine.structure.grammar import grammar_for
 from agent.engine.structure.prompt import build
-from agent.errors import ContextLengthError
+from agent.errors import BadRequestError, ContextLengthError
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Preparer:
 
     def prepare(self, job: Submit) -> Prepared:
         """Raises ContextLengthError with both numbers, or BadRequestError."""
+        self._refuse_what_is_no_token(job)
         self._refuse_what_cannot_fit(job)
         grammar = grammar_for(job, self._template.call_form)
         enforcer = Enforcer(grammar, self._words(), job.prefix) if grammar else None
@@ -60,6 +61,16 @@ class Preparer:
         saved = self._sessions.load(job.owner, job.session) if self._sessions and job.session else None
         limit = min(limit, job.max_tokens or limit)
         return Prepared(job, prompt.tokens, limit, prompt.cut_tokens, prompt.cut_messages, enforcer, saved)
+
+    def _refuse_what_is_no_token(self, job: Submit) -> None:
+        """Raise BadRequestError for a bias on what the model has no token for: it was meant for another model."""
+        size = self._model.vocab_size
+        for token, _ in job.logit_bias:
+            if not 0 <= token < size:
+                raise BadRequestError(
+                    f"logit_bias: {token} is no token of the model; its vocabulary has {size}, from 0 to {size - 1}",
+                    details={"token": token, "vocab_size": size},
+                )
 
     def _refuse_what_cannot_fit(self, job: Submit) -> None:
         """Raise ContextLengthError for a text that is too long whatever its tokens: finding them may take seconds."""
