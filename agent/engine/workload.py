@@ -26,6 +26,9 @@ CANCEL_LIMIT: Final = 2.0
 #: wait would die with it. A cancel is confirmed between two steps, in milliseconds, on slow boxes in tenths of seconds.
 SUSPECT_AFTER: Final = 0.5
 
+#: Characters of a model's name in what a job is refused with: what comes after it is cut where others tell of it.
+_MAX_NAME: Final = 64
+
 log = structlog.get_logger("shoal.engine")
 
 
@@ -149,10 +152,12 @@ class Workload:
             of_peers=self.running + self.queued - running.count(LOCAL) - self._waiting.count(LOCAL),
         )
         forecast = self._forecast(self._waiting.ahead(asker, request.priority))
-        reason = reason or forecast.too_late(request)
-        if reason is not None:
+        problem = None if reason is None else f"no more jobs for {self.name[:_MAX_NAME]} are taken now: {reason}"
+        if problem is None and (late := forecast.too_late(request)) is not None:
+            problem = f"too little time for {self.name[:_MAX_NAME]}: {late}"
+        if problem is not None:
             raise OverloadedError(
-                f"no more jobs for {self.name} are taken now: {reason}",
+                problem,
                 details={"queued": self.queued, "running": self.running, "eta_s": round(forecast.done_in(request), 1)},
                 retry_after=forecast.retry_after,
             )

@@ -40,7 +40,7 @@ from agent.errors import (
 from fleet.errors import FleetError, FrameError, RemoteError
 from fleet.net.messages import InferRequest, ModelPresence
 
-#: A busy box that asks for more patience than a day (seconds) is not believed.
+#: A busy box that asks for more patience than a day (seconds), or would take longer, is not believed.
 MAX_RETRY_AFTER: Final = 86_400
 #: Claims that say something of the box, and not of the request.
 _OF_THE_BOX: Final = ("model_load", "denied")
@@ -67,7 +67,8 @@ _CLAIMS: Final[Mapping[str, type[AgentError]]] = {
 class Failure:
     """One attempt's end.
 
-    `reason` fits a header. `final` is the error to raise at once, None if others may be asked. `claim` is the error
+    `reason` fits a header. `eta_s` is in how many seconds a box that is `overloaded` would have been done, by its word,
+    where it says so and that can be. `final` is the error to raise at once, None if others may be asked. `claim` is the error
     to raise if all that were asked claim the same. `needs_context`: the prompt has so many tokens, so boxes whose
     context has no more are not asked. `code` is the error's; a peer may send any text of up to 64 characters as one.
     """
@@ -75,6 +76,7 @@ class Failure:
     reason: str
     overloaded: bool = False
     retry_after: int | None = None
+    eta_s: float | None = None
     final: AgentError | None = None
     claim: AgentError | None = None
     needs_context: int | None = None
@@ -104,7 +106,7 @@ def _of_peer(error: FleetError, request: InferRequest, held: ModelPresence | Non
         after = error.details.get("retry_after")
         # It becomes a header of this box's own answer, so it is held to what one may say.
         known = after if type(after) is int and 0 <= after <= MAX_RETRY_AFTER else None
-        return Failure("overloaded", overloaded=True, retry_after=known)
+        return Failure(reason, overloaded=True, retry_after=known, eta_s=_seconds(error.details.get("eta_s")))
     if code == "context_length_exceeded":
         credible = _credible_prompt(error.details, request, held)
         if credible is None:
@@ -131,7 +133,8 @@ def of_local(error: AgentError, *, here: bool) -> Failure:
 
 def _of_local(error: AgentError, *, here: bool) -> Failure:
     if isinstance(error, OverloadedError):
-        return Failure("overloaded", overloaded=True, retry_after=error.retry_after)
+        reason, eta = f"{error.code}: {error.message}"[:_MAX_REASON], _seconds(error.details.get("eta_s"))
+        return Failure(reason, overloaded=True, retry_after=error.retry_after, eta_s=eta)
     if isinstance(error, DeadlineError) and error.details.get("phase") in ("total", "client_stalled"):
         return Failure(error.message, final=error)
     if isinstance(error, EngineError | DeadlineError | NoVectorsError):
@@ -171,6 +174,12 @@ def _credible_prompt(
     if not least <= context <= held.context_tokens:
         return None
     return (tokens, context) if context <= tokens <= most_prompt_tokens(request) else None
+
+
+def _seconds(value: object) -> float | None:
+    """What a box says of how long a job would take there; None where that is no number of seconds up to a day."""
+    known = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MAX_RETRY_AFTER
+    return round(float(value), 1) if known else None  # type: ignore[arg-type]  # narrowed by the line above
 
 
 def _details(code: str, details: Mapping[str, object]) -> dict[str, object]:

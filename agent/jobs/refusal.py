@@ -77,7 +77,9 @@ def exhausted(fleet: Neighbourhood, failures: Mapping[str, Failure], *, interrup
     if busy:
         # The first to have room is enough, and one that exaggerates keeps nobody away from the others.
         text = f"every box that could serve is busy ({tried})"
-        return OverloadedError(text, details=details, retry_after=min(busy))
+        etas = [f.eta_s for f in failures.values() if f.eta_s is not None]
+        known = {"eta_s": min(etas)} if etas else {}
+        return OverloadedError(text, details={**details, **known}, retry_after=min(busy))
     return PeerUnreachableError(
         f"the boxes that were asked failed before the first token ({tried})", details=details, retry_after=5
     )

@@ -95,7 +95,7 @@ def test_b1_b3_b40_a_slow_box_asks_a_faster_one_unless_told_not_to_and_tries_ano
             full = True
             answer = await ask(box)
             assert answer.headers["x-shoal-served-by"] == "till-1"
-            assert answer.headers["x-shoal-route"] == "jetson=overloaded; till-1=served"
+            assert answer.headers["x-shoal-route"] == "jetson=overloaded: the queue is full; till-1=served"
             assert len((await told(box, answer))["decisions"]) == 2
             assert len(asked) == 2
 

@@ -587,6 +587,35 @@ def test_b40_overloaded_everywhere_is_429_with_the_wait_for_the_first_that_has_r
     assert result.error.retry_after == 4
 
 
+LATE = "too little time for m: it would be done in about 4.2 s and has 0.3 s left (2 jobs wait before it, 1 run)"
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_b40_a_job_that_comes_too_late_is_told_how_long_it_would_take(here: bool) -> None:
+    details = {"eta_s": 4.2, "queued": 2}
+    if here:
+        fleet = Fleet({}, local=fail(OverloadedError(LATE, details=details, retry_after=2)))
+    else:
+        fleet = Fleet({"p": fail(RemoteError("overloaded", LATE, details={**details, "retry_after": 2}))})
+    error = run(fleet).error
+    assert isinstance(error, OverloadedError)
+    assert LATE in error.message
+    assert (error.details["eta_s"], error.retry_after) == (4.2, 2)
+
+
+@pytest.mark.parametrize("eta", [True, "4", -1, 1e9, float("nan"), float("inf"), 10**400, None, [4]])
+def test_what_a_peer_says_of_how_long_it_would_take_is_bounded_and_no_nonsense(eta: object) -> None:
+    said = RemoteError("overloaded", "w" * 5000, details={"eta_s": eta, "x": "y"})
+    honest = RemoteError("overloaded", "full", details={"eta_s": 7})
+    error = run(Fleet({"p": fail(said)})).error
+    assert isinstance(error, OverloadedError)
+    assert set(error.details) == {"tried"}
+    assert len(error.message) < 300
+    both = run(Fleet({"p": fail(said), "q": fail(honest)})).error
+    assert both is not None
+    assert both.details["eta_s"] == 7.0
+
+
 def test_a_local_engine_that_fails_before_its_first_token_gives_way_to_a_peer() -> None:
     fleet = Fleet({"p": serve(["x"])}, local=fail(EngineError("child died")))
     result = run(fleet)
