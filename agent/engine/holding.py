@@ -24,7 +24,7 @@ from agent.engine.memory import Plan, Wish, size_of
 from agent.engine.model_file import ModelFile
 from agent.engine.probing import FiguresFile, Quiet, engine_version
 from agent.engine.protocol import Begun, Done, Failed, Loaded, Probed, Statistics, Step, Up, Vectors
-from agent.engine.quarantine import COOL_DOWN, CRASHES, Quarantine
+from agent.engine.quarantine import CRASHES, Quarantine, remedy_for
 from agent.engine.questions import Questions
 from agent.engine.rates import MovingRate
 from agent.engine.room import NoRoomError, Room
@@ -242,7 +242,7 @@ class Holding:
         if before.hash and before.hash != self.identity.hash:
             self._crashes, self._most = 0, None
             self._jobs.forget_rates()
-            reason = f"{self.path} now holds another model; ask for it by its name or new hash"
+            reason = f"{self.path.name} now holds another model; ask for it by its name or new hash"
             self._jobs.end(ModelLoadError(reason), waiting=True)
         self._speed.remember(self.identity.hash)
         self.identified.set()
@@ -368,7 +368,7 @@ class Holding:
     def _fail_crashed(self, until: float) -> None:
         self._fail(
             f"its process crashed {CRASHES} times ({self._last_crash or 'under another name'})",
-            remedy=f"replace {self.path}, or wait: it is tried again after {COOL_DOWN / 60:.0f} minutes",
+            remedy=remedy_for(self.name, self.path.name),
             retry_at=until,
         )
 
@@ -397,7 +397,7 @@ class Holding:
 
     def _fail(self, reason: str, *, remedy: str = "", retry_at: float = math.inf) -> None:
         """It cannot be loaded before `retry_at`, or before the file is another."""
-        trouble = Trouble(reason, remedy or f"replace {self.path}", retry_at)
+        trouble = Trouble(reason, remedy or f"replace {self.path.name}", retry_at, str(self.path.parent))
         log.error("engine.model_failed", model=self.name, path=str(self.path), reason=reason, remedy=trouble.remedy)
         self._trouble = trouble
         self._set_state("failed")

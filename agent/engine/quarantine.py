@@ -6,6 +6,7 @@ replaced file is another model.
 
 from __future__ import annotations
 
+import shlex
 from collections import deque
 from typing import Final
 
@@ -43,3 +44,9 @@ class Quarantine:
     def lift(self, model_hash: str) -> None:
         """Forget the crashes of a model; it may be loaded at once."""
         self._crashes.pop(model_hash, None)
+
+
+def remedy_for(name: str, file: str) -> str:
+    """What somebody can do about a model that is put aside; `file` is the name of its file."""
+    again = f"it is tried again after {COOL_DOWN / 60:.0f} minutes"
+    return f"try it again with: shoal models retry {shlex.quote(name)}, replace {file}, or wait: {again}"

@@ -300,9 +300,10 @@ def test_two_crashes_by_its_jobs_put_a_model_aside_and_a_retry_or_another_file_l
                 held = await here.until("bad", "failed")
                 assert "crashed 2 times (was ended by signal SIGSEGV" in (held.error or "")
                 with pytest.raises(
-                    ModelLoadError, match=r"replace .*bad\.gguf, or wait: .* after 10 minutes"
+                    ModelLoadError, match=r"models retry bad, replace bad\.gguf, or wait: .* 10 min"
                 ) as caught:
                     await here.run("bad")
+                assert str(tmp_path) not in caught.value.message
                 assert 0 < (caught.value.retry_after or 0) <= quarantine.COOL_DOWN
                 assert await here.run("good") > 0
                 assert again()

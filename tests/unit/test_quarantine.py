@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent.engine.quarantine import COOL_DOWN, WINDOW, Quarantine
+from agent.engine.quarantine import COOL_DOWN, WINDOW, Quarantine, remedy_for
 
 
 def test_the_second_crash_within_the_window_puts_a_model_aside() -> None:
@@ -43,3 +43,10 @@ def test_only_so_many_models_are_remembered() -> None:
         kept.note(str(number), 0.0)
     assert kept.note("299", 0.0)
     assert not kept.note("0", 0.0)
+
+
+def test_what_to_do_about_it_begins_with_the_command_that_lifts_it() -> None:
+    assert remedy_for("smol", "a.gguf") == (
+        "try it again with: shoal models retry smol, replace a.gguf, or wait: it is tried again after 10 minutes"
+    )
+    assert "retry 'a model'," in remedy_for("a model", "a.gguf")
