@@ -43,7 +43,7 @@ def one_more(walk: Walk, state: State, choose: random.Random) -> tuple[State, st
     classes = [automaton.char[walk._state[stack]] for stack in state.stacks]
     one = choose.choice(classes)
     assert one is not None
-    low, high = (0x20, LAST_CODE) if one.negated else choose.choice(one.ranges)
+    low, high = choose.choice(one.ranges)
     for code in (choose.randint(low, high), choose.randint(low, max(low, min(high, 0x7F))), low, *range(0x20, 0x80)):
         after = walk.step(state, code) if one.has(code) and not 0xD800 <= code < 0xE000 else None
         if after is not None:

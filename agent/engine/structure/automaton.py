@@ -11,7 +11,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from agent.engine.structure.gbnf import MAX_GRAMMAR, CharClass, Choice, Literal, Node, Ref, Repeat, Rule, place, read
+from agent.engine.structure.gbnf import (
+    MAX_GRAMMAR,
+    CharClass,
+    Choice,
+    Literal,
+    Node,
+    Ref,
+    Repeat,
+    Rule,
+    place,
+    read,
+)
 from agent.engine.structure.problem import GrammarError
 
 #: States a grammar may have once its repetitions are written out, and steps that may be taken to build them.
@@ -21,6 +32,8 @@ MAX_WORK: Final = 100_000
 MAX_STACKS: Final = 1024
 MAX_STEPS: Final = 8192
 MAX_DEPTH: Final = 1024
+#: Calls that may be open in all stacks together once a long text is cut back to where it stands.
+MAX_OPEN: Final = 50_000
 
 _SPLIT: Final = 0
 _CHAR: Final = 1
@@ -48,6 +61,8 @@ class Automaton:
         self.char: list[CharClass | None] = []
         self.call: list[int] = []
         self._work = 0
+        #: By code point, its class: a letter that stands in a thousand places is one thing to ask about.
+        self._letters: dict[int, CharClass] = {}
         self._numbers = {name: number for number, name in enumerate(rules)}
         self._rules = list(rules.values())
         self._names = list(rules)
@@ -78,23 +93,37 @@ class Automaton:
         )
 
     def _node(self, node: Node, then: int) -> int:
-        self._work += 1
-        if self._work > MAX_WORK:
-            raise self._too_large()
+        self._spend(1)
         match node:
             case Literal(text):
                 for char in reversed(text):
-                    then = self._state(_CHAR, (then,), CharClass(((ord(char), ord(char)),)))
+                    then = self._state(_CHAR, (then,), self._letter(ord(char)))
                 return then
             case CharClass():
                 return self._state(_CHAR, (then,), node)
             case Ref(name, _):
                 return self._state(_CALL, (then,), call=self._numbers[name])
             case Choice(options):
-                starts = [self._sequence(option, then) for option in options]
-                return starts[0] if len(starts) == 1 else self._state(_SPLIT, tuple(starts))
+                self._spend(len(options))
+                starts = tuple(dict.fromkeys(self._sequence(option, then) for option in options))
+                return starts[0] if len(starts) == 1 else self._state(_SPLIT, starts)
             case Repeat():
                 return self._repeat(node, then)
+
+    def problem(self, message: str) -> GrammarError:
+        """An error that is about the whole of the grammar: it points at `root`."""
+        return GrammarError(message, *place(self.text, self._rules[self.root].at))
+
+    def _spend(self, steps: int) -> None:
+        self._work += steps
+        if self._work > MAX_WORK:
+            raise self._too_large()
+
+    def _letter(self, code: int) -> CharClass:
+        found = self._letters.get(code)
+        if found is None:
+            found = self._letters[code] = CharClass(((code, code),))
+        return found
 
     def _sequence(self, nodes: Iterable[Node], then: int) -> int:
         for node in reversed(tuple(nodes)):
@@ -199,12 +228,14 @@ class Walk:
     """Walks of texts through one automaton; what was found is kept, so that most steps are a look into a table."""
 
     def __init__(self, automaton: Automaton) -> None:
-        """Raises TooAmbiguousError where not even the beginning is within the limits."""
+        """Raises TooAmbiguousError where not even the beginning is within the limits, GrammarError where none is."""
         self._automaton = automaton
         #: Work done so far, in stacks that were looked at: about a microsecond each.
         self.work = 0
         self._forget()
         self._begin = self._close([(automaton.start[automaton.root], _BOTTOM)])
+        if not self._begin.stacks and not self._begin.complete:
+            raise automaton.problem(f"nothing can begin: rules call each other more than {MAX_DEPTH} deep first")
 
     @property
     def begin(self) -> State:
@@ -256,28 +287,42 @@ class Walk:
 
     def may_follow(self, state: State, low: int, high: int) -> bool:
         """Whether any character from `low` to `high` can come next."""
+        self.work += len(state.stacks)
+        return any(char.meets(low, high) for char in self._classes(state))
+
+    def leads(self, state: State) -> int:
+        """The bytes that the next character may begin with, and others perhaps that begin none: bit N for byte N."""
+        self.work += len(state.stacks)
+        found = 0
+        for char in self._classes(state):
+            found |= char.leads
+        return found
+
+    def _classes(self, state: State) -> Iterable[CharClass]:
         chars = (self._automaton.char[self._state[stack]] for stack in state.stacks)
-        return any(char is not None and char.meets(low, high) for char in chars)
+        return (char for char in chars if char is not None)
 
     def compact(self, state: State) -> State:
-        """Forget everything but one state, which is returned anew; the others must not be used any more."""
-        stacks = [self._positions(stack) for stack in state.stacks]
-        self._forget()
-        tops = []
-        for positions in stacks:
-            top = _BOTTOM
-            for position in reversed(positions):
-                top = self._push(position, top)
-            tops.append(top)
-        self._begin = self._close([(self._automaton.start[self._automaton.root], _BOTTOM)])
-        return self._intern(frozenset(tops), complete=state.complete)
+        """Forget everything but one state, which is returned anew; the others must not be used any more.
 
-    def _positions(self, stack: int) -> list[int]:
-        positions = []
-        while stack != _BOTTOM:
-            positions.append(self._state[stack])
-            stack = self._below[stack]
-        return positions
+        Raises TooAmbiguousError where its stacks have more than MAX_OPEN calls that are not shared.
+        """
+        # A stack has a higher number than what is below it.
+        needed: set[int] = set()
+        for stack in state.stacks:
+            while stack != _BOTTOM and stack not in needed:
+                needed.add(stack)
+                stack = self._below[stack]
+            if len(needed) > MAX_OPEN:
+                raise TooAmbiguousError
+        was = [(stack, self._state[stack], self._below[stack]) for stack in sorted(needed)]
+        self.work += len(was)
+        self._forget()
+        now = {_BOTTOM: _BOTTOM}
+        for stack, top, below in was:
+            now[stack] = self._push(top, now[below])
+        self._begin = self._close([(self._automaton.start[self._automaton.root], _BOTTOM)])
+        return self._intern(frozenset(now[stack] for stack in state.stacks), complete=state.complete)
 
     def _close(self, ahead: list[tuple[int, int]]) -> State:
         """All stacks with a character on top that can be reached from these (state, stack below)."""
@@ -285,12 +330,14 @@ class Walk:
         seen: set[tuple[int, int]] = set()
         tops: set[int] = set()
         complete = False
+        steps = 0
         while ahead:
             item = ahead.pop()
             if item in seen:
                 continue
             seen.add(item)
-            if len(seen) > MAX_STEPS:
+            steps += 1
+            if steps > MAX_STEPS:
                 self.work += MAX_STEPS
                 raise TooAmbiguousError
             state, below = item
@@ -298,10 +345,13 @@ class Walk:
             if kind == _CHAR:
                 tops.add(self._push(state, below))
                 if len(tops) > MAX_STACKS:
-                    self.work += len(seen)
+                    self.work += steps
                     raise TooAmbiguousError
             elif kind == _SPLIT:
-                ahead += [(after, below) for after in automaton.after[state]]
+                # Ways are counted where they are listed: 2,000 to choose from, 2,000 times over, are never listed.
+                steps += len(automaton.after[state])
+                if steps <= MAX_STEPS:
+                    ahead += [(after, below) for after in automaton.after[state]]
             elif kind == _CALL:
                 back = automaton.after[state][0]
                 # A call at the end of a rule leaves nothing to come back to: lists then need no deeper stack.
@@ -314,7 +364,7 @@ class Walk:
                 complete = True
             else:
                 ahead.append((self._state[below], self._below[below]))
-        self.work += len(seen)
+        self.work += steps
         return self._intern(frozenset(tops), complete=complete)
 
     def _push(self, state: int, below: int) -> int:

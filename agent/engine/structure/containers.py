@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Final
 
 from agent.engine.structure.notation import Grammar, json_text, literal
 from agent.engine.structure.scalars import Problem, count_of
 
 #: The name of the rule for a part: a schema, and its place.
 Rule = Callable[[object, str], str]
+
+#: Properties in a row that may be left out: each is a way that is open at the same time (`automaton.MAX_STACKS`).
+MAX_OPTIONAL: Final = 1000
 
 
 def array_rule(schema: Mapping[str, Any], where: str, rule: Rule, grammar: Grammar, problem: Problem) -> str:
@@ -57,22 +60,25 @@ def object_rule(schema: Mapping[str, Any], where: str, rule: Rule, grammar: Gram
         raise problem("required is a list of names", f"{where}/required")
     # Many schemas say nothing of other properties and mean none.
     others = schema.get("additionalProperties", not named and "properties" not in schema)
-    for name in required:
-        if name not in named:
-            if others is False and "additionalProperties" in schema:
-                raise problem(f"{name[:64]!r} is required and not allowed", f"{where}/required")
-            named = {**named, name: others if others is not False else True}
+    extra = [name for name in required if name not in named]
+    if extra and others is False and "additionalProperties" in schema:
+        raise problem(f"{extra[0][:64]!r} is required and not allowed", f"{where}/required")
+    named = {**named, **dict.fromkeys(extra, others if others is not False else True)}
+    needed = frozenset(required)
     if not named and others is True:
         return grammar.any_object
+    if _longest_run(named, needed) > MAX_OPTIONAL:
+        message = f"more than {MAX_OPTIONAL} properties in a row that may be left out leave too many ways open"
+        raise problem(message, f"{where}/properties")
     pairs = []
     for name, part in named.items():
         at = f"{where}/properties/{name.replace('~', '~0').replace('/', '~1')}"
         if any(0xD800 <= ord(char) < 0xE000 for char in name):
             raise problem("a name has half of a character", at)
-        if part is False and name not in required:
+        if part is False and name not in needed:
             continue
         value = rule(part, at)
-        pairs.append((grammar.rule(f'{literal(json_text(name) + ":")} " "? {value}'), name in required))
+        pairs.append((grammar.rule(f'{literal(json_text(name) + ":")} " "? {value}'), name in needed))
     more = ""
     if others is not False:
         value = rule(others, f"{where}/additionalProperties")
@@ -81,9 +87,18 @@ def object_rule(schema: Mapping[str, Any], where: str, rule: Rule, grammar: Gram
     if members is None:
         return grammar.rule(f'"{{" {grammar.ws} "}}"')
     filled = f'"{{" {grammar.ws} {members} {grammar.ws} "}}"'
-    if any(needed for _, needed in pairs):
+    if needed:
         return grammar.rule(filled)
     return grammar.rule(f'"{{" {grammar.ws} ( {members} {grammar.ws} )? "}}"')
+
+
+def _longest_run(named: Mapping[str, object], needed: Collection[str]) -> int:
+    """How many properties there may be in a row that need not be there."""
+    longest = run = 0
+    for name, part in named.items():
+        run = 0 if name in needed else run + (part is not False)
+        longest = max(longest, run)
+    return longest
 
 
 def _members(pairs: list[tuple[str, bool]], more: str, grammar: Grammar) -> str | None:

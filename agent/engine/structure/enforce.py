@@ -21,9 +21,14 @@ _LIKELIEST: Final = 256
 _ENOUGH: Final = 64
 #: Of those that may fit by their first byte so many are looked at once one was found.
 _LOOK: Final = 2000
-#: Work (see `Walk.work`) that one token may cost, and looking for those that fit: tens of milliseconds.
+#: And so many where none was found yet, before those of one byte are.
+_LOOK_LONG: Final = 20_000
+#: Work (see `Walk.work`) that one token may cost, and looking for those that fit, at each of the three stages of that:
+#: tens of milliseconds. It is looked at before a step; the last one may go past it by what one step costs.
 _TOKEN_WORK: Final = 20_000
-_SEARCH_WORK: Final = 100_000
+_SEARCH_WORK: Final = 40_000
+#: Work that the text which exists already may cost, in the thread that prepares prompts.
+_PREFIX_WORK: Final = 1_000_000
 #: What a walk may keep before it is cut back to where it stands.
 _MAX_KEPT: Final = 200_000
 
@@ -35,19 +40,20 @@ class Vocabulary:
         """`piece` gives a token's bytes, none for a control token; `ends` says whether it ends a text."""
         self.pieces: list[bytes] = [piece(token) for token in range(size)]
         self.ends = frozenset(token for token in range(size) if ends(token))
+        self.bytes = [token for token, one in enumerate(self.pieces) if len(one) == 1 and token not in self.ends]
         self.first = np.array([one[0] if one else 0 for one in self.pieces], dtype=np.uint8)
         self.usable = np.array([bool(one) and token not in self.ends for token, one in enumerate(self.pieces)])
 
 
 class Enforcer:
-    """One sequence under a grammar. A look takes microseconds, a search tens of milliseconds, whatever the grammar."""
+    """One sequence under a grammar. A look takes microseconds, a search tens of milliseconds: work is counted."""
 
     def __init__(self, grammar: str, vocabulary: Vocabulary, prefix: str = "") -> None:
         """`prefix` is text of the answer that exists. Raises BadRequestError for a grammar that cannot be used."""
         self._vocabulary = vocabulary
         try:
             self._walk = Walk(Automaton(grammar, limit=MAX_PRODUCED))
-            state = self._walk.text(self._walk.begin, prefix, self._walk.work + 10 * _SEARCH_WORK)
+            state = self._walk.text(self._walk.begin, prefix, self._walk.work + _PREFIX_WORK)
         except TooAmbiguousError:
             raise _too_ambiguous() from None
         if state is None:
@@ -76,34 +82,54 @@ class Enforcer:
             raise _too_ambiguous()
         self._state, self._pending = after
         if self._walk.kept > _MAX_KEPT:
-            self._state = self._walk.compact(self._state)
+            try:
+                self._state = self._walk.compact(self._state)
+            except TooAmbiguousError:
+                raise _too_ambiguous() from None
 
     def allowed(self, logits: np.ndarray) -> list[int]:
         """Tokens that may come next, the likeliest first: all that fit of the likeliest 256, or the 64 best that fit.
 
-        Empty where none does, which ends the sequence: the vocabulary has no token for what the grammar wants.
+        At least one. Raises BadRequestError where the vocabulary has no token for what the grammar wants, or finding
+        out takes too much work.
         """
-        count = min(_LIKELIEST, len(logits))
+        walk, count = self._walk, min(_LIKELIEST, len(logits))
         best = np.argpartition(logits, -count)[-count:]
-        most = self._walk.work + _SEARCH_WORK
         found: list[int] = []
+        most = walk.work + _SEARCH_WORK
         for token in best[np.argsort(-logits[best])]:
-            if self._walk.work > most:
+            if walk.work > most:
                 break
             if self.takes(int(token)):
                 found.append(int(token))
         if found:
             return found
-        most = self._walk.work + _SEARCH_WORK
-        fits = self._vocabulary.usable & self._first_bytes()[self._vocabulary.first]
+        most = walk.work + _SEARCH_WORK
         if self._state.complete and not self._pending:
             found = list(self._vocabulary.ends)
-        left = np.flatnonzero(fits)
-        for looked, token in enumerate(left[np.argsort(-logits[left])]):
-            if len(found) >= _ENOUGH or (found and looked >= _LOOK) or self._walk.work > most:
+        left = np.flatnonzero(self._vocabulary.usable & self._first_bytes(most)[self._vocabulary.first])
+        looked = 0
+        for token in left[np.argsort(-logits[left])]:
+            if len(found) >= _ENOUGH or looked >= (_LOOK if found else _LOOK_LONG) or walk.work > most:
                 break
+            looked += 1
             if self._after(int(token)) is not None:
                 found.append(int(token))
+        if not found and looked < len(left):
+            # Every text can be written in single bytes by most models, and nothing is cheaper to look at.
+            most = walk.work + _SEARCH_WORK
+            for token in self._vocabulary.bytes:
+                if walk.work > most:
+                    break
+                if self._after(token) is not None:
+                    found.append(token)
+        if not found and walk.work > most:
+            raise _too_ambiguous()
+        if not found:
+            raise BadRequestError(
+                "the grammar cannot be gone on with here: the model has no token for what it wants",
+                details={"param": "grammar"},
+            )
         return sorted(found, key=lambda token: -float(logits[token]))
 
     def _after(self, token: int) -> tuple[State, bytes] | None:
@@ -128,17 +154,22 @@ class Enforcer:
             return None
         return state, rest
 
-    def _first_bytes(self) -> np.ndarray:
-        """By byte, whether a token that begins with it can come next."""
+    def _first_bytes(self, most: int) -> np.ndarray:
+        """By byte, whether a token that begins with it can come next; past `most` work, that it can."""
+        if not self._pending:
+            leads = self._walk.leads(self._state)
+            return np.array([leads >> byte & 1 for byte in range(256)], dtype=bool)
         fits = np.zeros(256, dtype=bool)
-        for byte in range(256):
+        for byte in range(0x80, 0xC0):
             data = self._pending + bytes([byte])
             try:
-                text = data.decode()
-                fits[byte] = self._walk.may_follow(self._state, ord(text), ord(text))
+                code = ord(data.decode())
+                low, high = code, code
             except UnicodeDecodeError as error:
-                if error.reason == "unexpected end of data":
-                    fits[byte] = self._walk.may_follow(self._state, *_range_of(data))
+                if error.reason != "unexpected end of data":
+                    continue
+                low, high = _range_of(data)
+            fits[byte] = self._walk.work > most or self._walk.may_follow(self._state, low, high)
         return fits
 
 

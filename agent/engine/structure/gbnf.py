@@ -8,18 +8,25 @@ control token is none. llama.cpp's own parser says NULL to a bad grammar without
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 from agent.engine.structure.problem import GrammarError
 
 #: Bytes of a grammar that a client or a peer may send, and of one that a schema may become.
 MAX_GRAMMAR: Final = 64 * 1024
-MAX_PRODUCED: Final = 512 * 1024
+MAX_PRODUCED: Final = 256 * 1024
 MAX_RULES: Final = 16_384
+#: Texts, classes, names, groups and repetitions in a grammar.
+MAX_PARTS: Final = 50_000
 MAX_NESTING: Final = 64
 MAX_REPEAT: Final = 65_536
 LAST_CODE: Final = 0x10FFFF
+#: Surrogates, which are no characters.
+_HALVES: Final = (0xD800, 0xDFFF)
 
 
 @dataclass(frozen=True)
@@ -31,24 +38,48 @@ class Literal:
 
 @dataclass(frozen=True)
 class CharClass:
-    """One character of these inclusive ranges of code points, or with `negated` one of all others."""
+    """One character of these inclusive ranges of code points, which are in order and neither meet nor touch.
+
+    `class_of` makes one of any ranges. A class of 50,000 ranges costs 16 comparisons to look at, not 50,000.
+    """
 
     ranges: tuple[tuple[int, int], ...]
-    negated: bool = False
 
     def has(self, code: int) -> bool:
         """Whether it matches this code point."""
-        return any(low <= code <= high for low, high in self.ranges) is not self.negated
+        return self.meets(code, code)
 
     def meets(self, low: int, high: int) -> bool:
         """Whether it matches any code point from `low` to `high`."""
-        if not self.negated:
-            return any(a <= high and low <= b for a, b in self.ranges)
-        for a, b in sorted(self.ranges):
-            if a > low:
-                return True
-            low = max(low, b + 1)
-        return low <= high
+        before = bisect_right(self.ranges, (high, LAST_CODE))
+        return before > 0 and self.ranges[before - 1][1] >= low
+
+    @cached_property
+    def leads(self) -> int:
+        """The first bytes of its characters in UTF-8, and others perhaps that begin no character: bit N for byte N."""
+        found = 0
+        for low, high in self.ranges:
+            first, last = chr(low).encode()[0], chr(high).encode()[0]
+            found |= (1 << last + 1) - (1 << first)
+        return found
+
+
+def class_of(ranges: Iterable[tuple[int, int]], *, negated: bool = False) -> CharClass:
+    """One character of these ranges, or of all others. Halves of a character (surrogates) are in none."""
+    merged: list[tuple[int, int]] = []
+    for low, high in sorted([*ranges, _HALVES] if negated else ranges):
+        if merged and low <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
+        else:
+            merged.append((low, high))
+    if negated:
+        ends = [-1, *(high for _, high in merged)]
+        starts = [*(low for low, _ in merged), LAST_CODE + 1]
+        merged = [(end + 1, start - 1) for end, start in zip(ends, starts, strict=True) if end + 1 < start]
+    else:
+        pieces = [((low, min(high, _HALVES[0] - 1)), (max(low, _HALVES[1] + 1), high)) for low, high in merged]
+        merged = [(low, high) for both in pieces for low, high in both if low <= high]
+    return CharClass(tuple(merged))
 
 
 @dataclass(frozen=True)
@@ -91,7 +122,8 @@ _SPACE_OR_LINES: Final = re.compile(r"(?:[ \t\r\n]|#[^\r\n]*)*")
 _NAME: Final = re.compile(r"[A-Za-z0-9-]+")
 _LINE_END: Final = re.compile(r"\r\n|\r|\n")
 _PLAIN: Final = re.compile(r'[^"\\]+')
-_BOUNDS: Final = re.compile(r"\{[ \t]*([0-9]+)[ \t]*(,?)[ \t]*([0-9]*)[ \t]*\}")
+# Possessive throughout: giving back blanks to try again took minutes for 8,000 of them without a brace behind.
+_BOUNDS: Final = re.compile(r"\{[ \t]*+([0-9]++)[ \t]*+(,?+)[ \t]*+([0-9]*+)[ \t]*+\}")
 _HEX: Final = {"x": 2, "u": 4, "U": 8}
 _ESCAPES: Final = {"t": "\t", "r": "\r", "n": "\n", "\\": "\\", '"': '"', "[": "[", "]": "]", "-": "-", "^": "^"}
 
@@ -117,6 +149,7 @@ class _Reader:
         self._text = text
         self._at = 0
         self._refs: dict[str, int] = {}
+        self._parts = 0
 
     def rules(self) -> dict[str, Rule]:
         rules: dict[str, Rule] = {}
@@ -163,6 +196,9 @@ class _Reader:
             node = self._item(depth, nodes)
             if node is None:
                 return tuple(nodes)
+            self._parts += 1
+            if self._parts > MAX_PARTS:
+                raise self._problem(f"the grammar has more than {MAX_PARTS} parts")
             nodes.append(node)
             self._skip(space)
 
@@ -175,7 +211,7 @@ class _Reader:
             return self._class()
         if char == ".":
             self._at += 1
-            return CharClass(((0, LAST_CODE),))
+            return class_of([(0, LAST_CODE)])
         if char == "(":
             if depth >= MAX_NESTING:
                 raise self._problem(f"parentheses are nested more than {MAX_NESTING} deep")
@@ -189,8 +225,7 @@ class _Reader:
         if char and char in "*+?{":
             if not before:
                 raise self._problem(f"there is nothing before this {char!r} that could be repeated")
-            least, most = self._bounds(char)
-            return Repeat(before.pop(), least, most)
+            return self._repeat(before.pop(), *self._bounds(char))
         if char in ("<", "!"):
             raise self._problem("tokens cannot be named in a grammar here; write the text they stand for")
         name = self._take(_NAME)
@@ -198,6 +233,15 @@ class _Reader:
             return None
         self._refs.setdefault(name, at)
         return Ref(name, at)
+
+    def _repeat(self, node: Node, least: int, most: int | None) -> Repeat:
+        # As with parentheses: whoever walks the tree does so by recursion.
+        inner, depth = node, 1
+        while isinstance(inner, Repeat):
+            inner, depth = inner.node, depth + 1
+        if depth > MAX_NESTING:
+            raise self._problem(f"more than {MAX_NESTING} repetitions of each other")
+        return Repeat(node, least, most)
 
     def _bounds(self, char: str) -> tuple[int, int | None]:
         if char != "{":
@@ -254,9 +298,10 @@ class _Reader:
                     raise self._problem("this range ends before it begins", at)
             ranges.append((low, high))
         self._at += 1
-        if not ranges and not negated:
+        found = class_of(ranges, negated=negated)
+        if not found.ranges:
             raise self._problem("this class matches no character", start)
-        return CharClass(tuple(ranges), negated)
+        return found
 
     def _code(self, start: int) -> int:
         char = self._peek()

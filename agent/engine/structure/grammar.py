@@ -8,7 +8,7 @@ from agent.engine.structure.automaton import Automaton, TooAmbiguousError, Walk
 from agent.engine.structure.gbnf import MAX_GRAMMAR, MAX_PRODUCED
 from agent.engine.structure.json_schema import read_schema, rule_of
 from agent.engine.structure.notation import Grammar, TooLargeError
-from agent.engine.structure.problem import GrammarError
+from agent.engine.structure.problem import GrammarError, SchemaError
 from agent.engine.structure.tools import CallForm, Function, call_rule, read_tools
 from agent.errors import BadRequestError
 
@@ -40,7 +40,7 @@ def grammar_for(wishes: Wishes, form: CallForm = "generic") -> str:
         return _output(wishes)
     if choice == "auto" and not wishes.output:
         return ""
-    if choice == "auto" and wishes.output == "grammar":
+    if wishes.output == "grammar":
         raise BadRequestError(
             "grammar: cannot be combined with tools unless tool_choice is none", details={"param": "grammar"}
         )
@@ -51,28 +51,28 @@ def grammar_for(wishes: Wishes, form: CallForm = "generic") -> str:
             root = f"{root} | {_json(wishes, grammar)}"
         return grammar.text(root)
     except TooLargeError:
-        raise BadRequestError(
-            "tools: the functions are too large once they are written out as a grammar", details={"param": "tools"}
-        ) from None
+        raise SchemaError("the functions are too large once they are written out as a grammar", "", "tools") from None
 
 
 def check(wishes: Wishes) -> None:
     """Refuse early what `grammar_for` or `Enforcer` would refuse; raises BadRequestError as they do."""
     text = grammar_for(wishes)
-    if text:
-        try:
-            Walk(Automaton(text, limit=MAX_PRODUCED))
-        except GrammarError:
-            # `grammar_for` has looked at a grammar of the client's own: this one was made of a schema or functions.
-            param = "response_format" if wishes.output else "tools"
-            raise BadRequestError(
-                f"{param}: too large once it is written out as a grammar", details={"param": param}
-            ) from None
-        except TooAmbiguousError:
-            param = "grammar" if wishes.output == "grammar" else "response_format" if wishes.output else "tools"
-            raise BadRequestError(
-                f"{param}: leaves too many ways open at its beginning", details={"param": param}
-            ) from None
+    if not text:
+        return
+    own = wishes.output == "grammar"
+    param = "response_format" if wishes.output else "tools"
+    try:
+        automaton = Automaton(text, limit=MAX_PRODUCED)
+    except GrammarError as error:
+        # The lines of a grammar that was made of a schema or functions say nothing to who sent those.
+        raise error if own else SchemaError("too large once it is written out as a grammar", "", param) from None
+    try:
+        Walk(automaton)
+    except TooAmbiguousError:
+        message = "too many ways are open at the beginning; give the alternatives different beginnings"
+        raise automaton.problem(message) if own else SchemaError(message, "", param) from None
+    except GrammarError as error:
+        raise error if own else SchemaError("nested too deeply before it begins", "", param) from None
 
 
 def chosen(functions: tuple[Function, ...], choice: str) -> tuple[Function, ...]:
@@ -91,16 +91,14 @@ def _output(wishes: Wishes) -> str:
     if not wishes.output:
         return ""
     if wishes.output == "grammar":
-        Automaton(wishes.output_text, limit=MAX_GRAMMAR)
+        if len(wishes.output_text) > MAX_GRAMMAR or len(wishes.output_text.encode("utf-8", "replace")) > MAX_GRAMMAR:
+            raise GrammarError(f"the grammar is larger than {MAX_GRAMMAR} bytes", 1, 1)
         return wishes.output_text
     grammar = Grammar()
     try:
         return grammar.text(_json(wishes, grammar))
     except TooLargeError:
-        raise BadRequestError(
-            "response_format: the schema is too large once it is written out as a grammar",
-            details={"param": "response_format"},
-        ) from None
+        raise SchemaError("the schema is too large once it is written out as a grammar", "") from None
 
 
 def _json(wishes: Wishes, grammar: Grammar) -> str:

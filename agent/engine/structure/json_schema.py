@@ -15,7 +15,7 @@ from typing import Any, Final
 from agent.engine.structure.combine import merged_of
 from agent.engine.structure.containers import array_rule, object_rule
 from agent.engine.structure.keywords import ASSERTIONS, MEANT, REFUSED
-from agent.engine.structure.notation import Grammar, TooLargeError
+from agent.engine.structure.notation import MAX_WORK, Grammar, TooLargeError
 from agent.engine.structure.problem import SchemaError
 from agent.engine.structure.references import resolve
 from agent.engine.structure.scalars import kinds_of, listed, number_rule, one_of, string_rule
@@ -50,10 +50,27 @@ def grammar_of(schema: object, param: str = "response_format") -> str:
 
 def rule_of(schema: object, grammar: Grammar, param: str) -> str:
     """The name of a rule for a schema, in a grammar that may have others. Raises SchemaError."""
+    converter = _Converter(schema, grammar, param)
     try:
-        return _Converter(schema, grammar, param).whole()
+        return converter.whole()
     except TooLargeError:
-        raise _too_large("", param) from None
+        raise _too_large(converter.at, param) from None
+    except RecursionError:  # comparing values that are nested as deep as a parser of JSON lets them
+        raise SchemaError("values are nested too deeply", converter.at, param) from None
+
+
+def _weight(value: object, most: int) -> int:
+    """Names, letters and values in a value; as much as has been counted once that is more than `most`."""
+    weight, todo = 0, [value]
+    while todo and weight <= most:
+        one = todo.pop()
+        weight += 3 + (len(one) if isinstance(one, str | list | dict) else 0)
+        if isinstance(one, dict):
+            weight += sum(map(len, one))
+            todo += one.values()
+        elif isinstance(one, list):
+            todo += one
+    return weight
 
 
 def _too_large(where: str, param: str) -> SchemaError:
@@ -68,6 +85,8 @@ class _Converter:
         self._refs: dict[str, str] = {}
         self._visits = 0
         self._values = 0
+        #: The place that is being looked at.
+        self.at = ""
 
     def whole(self) -> str:
         return self._rule(self._root, "", 0, ())
@@ -75,6 +94,8 @@ class _Converter:
     def _rule(self, schema: object, where: str, depth: int, direct: tuple[str, ...]) -> str:
         """The name of a rule. `direct` are the references that lead here without a character between."""
         self._visits += 1
+        self.at = where
+        self._grammar.spend(8)
         if self._visits > MAX_VISITS:
             raise _too_large(where, self._param)
         if depth > MAX_NESTING:
@@ -96,6 +117,9 @@ class _Converter:
         if "const" in schema or "enum" in schema:
             return self._one_of(schema, where)
         return self._typed(schema, where, depth, direct)
+
+    def _spend(self, work: int, *values: object) -> None:
+        self._grammar.spend(work + sum(_weight(value, MAX_WORK) for value in values))
 
     def _refuse(self, schema: Mapping[str, Any], where: str) -> None:
         for key, neutral in REFUSED.items():
@@ -172,6 +196,13 @@ class _Converter:
         self._refuse(one, where)
         self._refuse(other, where)
         self._visits += 1
+        self.at = where
+        # What both have is compared or put together; the rest is passed on.
+        shared = one.keys() & other.keys()
+        named = sum(len(part["properties"]) for part in (one, other) if isinstance(part.get("properties"), dict))
+        self._spend(len(one) + len(other) + named, *(part[key] for part in (one, other) for key in shared))
+        if "enum" in shared:  # each value is written as JSON
+            self._spend(sum(8 * len(part["enum"]) for part in (one, other) if isinstance(part["enum"], list)))
         return merged_of(one, other, lambda message: self._problem(message, where))
 
     # --- values -----------------------------------------------------------------------------------------------------
@@ -179,6 +210,7 @@ class _Converter:
     def _one_of(self, schema: Mapping[str, Any], where: str) -> str:
         key, values = listed(schema, where, self._problem)
         self._values += len(values)
+        self._spend(len(schema), values)
         if self._values > MAX_VALUES:
             raise self._problem(f"there are more than {MAX_VALUES} values", f"{where}/{key}")
         return one_of(schema, where, self._grammar, self._problem)
@@ -196,6 +228,10 @@ class _Converter:
         return names[0] if len(names) == 1 else self._grammar.rule(" | ".join(names))
 
     def _of_kind(self, kind: str, schema: dict[str, Any], where: str, depth: int) -> str:
+        self._spend(len(schema), *(sorted(schema["properties"]) if isinstance(schema.get("properties"), dict) else ()))
+        self._spend(0, schema.get("required"), schema.get("pattern"))
+        if isinstance(schema.get("prefixItems"), list):
+            self._spend(len(schema["prefixItems"]))
         match kind:
             case "object" | "array":
                 write = object_rule if kind == "object" else array_rule

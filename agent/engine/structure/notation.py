@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from agent.engine.structure.gbnf import MAX_PRODUCED
@@ -25,8 +25,12 @@ _INTEGER: Final = '"-"? ( "0" | [1-9] [0-9]{0,15} )'
 _NUMBER: Final = f'{_INTEGER} ( "." [0-9]{{1,15}} )? ( [eE] [-+]? [0-9]{{1,2}} )?'
 
 
+#: Work that all schemas of one grammar may cost: names and letters that are looked at, about a microsecond each.
+MAX_WORK: Final = 262_144
+
+
 class TooLargeError(Exception):
-    """What is being built is past MAX_PRODUCED."""
+    """What is being built is past MAX_PRODUCED, or took more than MAX_WORK."""
 
 
 def literal(text: str) -> str:
@@ -66,6 +70,14 @@ class Grammar:
         self._rules: dict[str, str] = {}
         self._by_body: dict[str, str] = {}
         self._size = 0
+        self._work = 0
+        self._made: dict[tuple[object, ...], str] = {}
+
+    def spend(self, work: int) -> None:
+        """Count work that is about to be done. Raises TooLargeError."""
+        self._work += work
+        if self._work > MAX_WORK:
+            raise TooLargeError
 
     def rule(self, body: str) -> str:
         """The name of a rule with this body. Raises TooLargeError."""
@@ -94,6 +106,13 @@ class Grammar:
         if len(text.encode()) > MAX_PRODUCED:
             raise TooLargeError
         return text
+
+    def once(self, key: tuple[object, ...], make: Callable[[], str]) -> str:
+        """What `make` makes, which is asked for it only once for a key: the same part may stand in many places."""
+        made = self._made.get(key)
+        if made is None:
+            made = self._made[key] = make()
+        return made
 
     # --- JSON -------------------------------------------------------------------------------------------------------
 
@@ -147,6 +166,10 @@ class Grammar:
 
     def times(self, name: str, least: int, most: int | None) -> str:
         """`name` so many times; of size in the order of the numbers' digits."""
+        return self.once(("times", name, least, most), lambda: self._repeated(name, least, most))
+
+    def _repeated(self, name: str, least: int, most: int | None) -> str:
+        self.spend(64)
         parts = [self._exactly(name, least)] if least else []
         if most is None:
             parts.append(f"{name}*")

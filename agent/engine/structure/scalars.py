@@ -75,7 +75,7 @@ def string_rule(schema: Mapping[str, Any], where: str, grammar: Grammar, problem
         if not isinstance(pattern, str):
             raise problem("a pattern is a string", f"{where}/pattern")
         try:
-            return string_of(pattern, grammar)
+            return grammar.once(("pattern", pattern), lambda: string_of(pattern, grammar))
         except PatternError as error:
             raise problem(str(error), f"{where}/pattern") from None
     if kept:
@@ -96,6 +96,7 @@ def number_rule(kind: str, schema: Mapping[str, Any], where: str, grammar: Gramm
     )
     if (low, high, above, below) == (None, None, None, None):
         return grammar.integer if kind == "integer" else grammar.number
+    grammar.spend(512)  # an option for each digit of the bounds
     if kind == "integer":
         lows = [math.ceil(low)] if low is not None else []
         lows += [math.floor(above) + 1] if above is not None else []
