@@ -170,6 +170,7 @@ async def _main(config: Config, identity: Identity) -> None:
                 refused_by=services.refused_by(),
                 join_problem=joining.problem,
                 clones=own_facts.clones,
+                trail=books.trail,
             )
         )
 

@@ -14,9 +14,19 @@ from agent.claims import lost_claims
 from agent.config import Config
 from agent.engine.pool import EnginePool
 from agent.fleet_view import FleetView
+from agent.jobs.audit import AuditTrail
 from agent.membership import Membership, peer_id_of
 from agent.observe.clocks import ClockFact, newest_date
-from agent.observe.known import DocumentFacts, Facts, KnockFact, LostClaimFact, ModelFact, PeerFact, ServerFact
+from agent.observe.known import (
+    AuditFact,
+    DocumentFacts,
+    Facts,
+    KnockFact,
+    LostClaimFact,
+    ModelFact,
+    PeerFact,
+    ServerFact,
+)
 from agent.version import VERSION
 from fleet.document.op import MAX_SEQ
 from fleet.identity.keys import public_key_from_peer_id
@@ -39,6 +49,7 @@ def gather(
     refused_by: Sequence[str],
     join_problem: str,
     clones: int = 0,
+    trail: AuditTrail,
 ) -> Facts:
     """The facts as they stand now; for the last ones see `Facts`."""
     memory = psutil.virtual_memory()
@@ -50,7 +61,11 @@ def gather(
         allowed=_admitted(membership, node.peer_id),
         targets=tuple(neighbour.peer_id for neighbour in node.neighbours()),
         mdns=config.net.mdns,
-        models=tuple(ModelFact(held.name, held.state, held.error) for held in pool.models() if not held.engine),
+        models=tuple(
+            ModelFact(held.name, held.state, held.error, unsaved=held.unsaved)
+            for held in pool.models()
+            if not held.engine
+        ),
         engines=tuple(ServerFact(engine.kind, engine.url, engine.error, engine.detected) for engine in pool.engines()),
         peers=tuple(_peer(neighbour, node, view) for neighbour in node.neighbours()),
         knocks=tuple(
@@ -65,6 +80,7 @@ def gather(
         refused_by=tuple(view.name_of(peer_id) for peer_id in refused_by),
         join_problem=join_problem,
         clocks=_clocks(membership, node, view),
+        audit=AuditFact(trail.problem, trail.waiting, trail.lost),
     )
 
 

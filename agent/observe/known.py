@@ -14,11 +14,15 @@ FEW_NUMBERS: Final = 1 << 20
 
 @dataclass(frozen=True)
 class ModelFact:
-    """A model this box is configured to hold."""
+    """A model this box is configured to hold.
+
+    `unsaved` is why conversations with it cannot be kept on disk, empty where they can.
+    """
 
     name: str
     state: str
     error: str | None
+    unsaved: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,15 @@ class DocumentFacts:
 
 
 @dataclass(frozen=True)
+class AuditFact:
+    """The audit trail: why it cannot be written, empty where it can, and the lines that wait and that were dropped."""
+
+    problem: str = ""
+    waiting: int = 0
+    lost: int = 0
+
+
+@dataclass(frozen=True)
 class Facts:
     """Everything the rules look at.
 
@@ -114,3 +127,4 @@ class Facts:
     refused_by: tuple[str, ...] = ()
     join_problem: str = ""
     clocks: tuple[ClockFact, ...] = ()
+    audit: AuditFact = AuditFact()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -54,8 +55,36 @@ def _models(facts: Facts) -> Iterator[Warning]:
                 "error",
                 f"model {model.name} cannot be loaded",
                 model.error or "the engine gave no reason",
-                "mend or replace the file; it is tried again when the file changes",
+                f"try it again with: shoal models retry {shlex.quote(model.name)}; or mend or replace the file: it"
+                " is tried again when that changes",
             )
+
+
+def _conversations(facts: Facts) -> Iterator[Warning]:
+    for model in facts.models:
+        if model.unsaved:
+            yield Warning(
+                "conversations_unsaved",
+                "warning",
+                f"conversations with {model.name} are not kept on disk",
+                f"writing fails: {model.unsaved}. After a restart their next turn is computed from the beginning",
+                "free space on the disk of the state folder, and check that the agent's user may write to its folder"
+                " sessions; engine.session_cache_mib says how much of it they may take, 0 that none are kept",
+            )
+
+
+def _audit(facts: Facts) -> Iterator[Warning]:
+    audit = facts.audit
+    if audit.problem:
+        yield Warning(
+            "audit_unwritten",
+            "error",
+            "the audit trail cannot be written",
+            f"writing fails: {audit.problem}. {audit.waiting} lines wait in memory, and"
+            f" {audit.lost} were dropped since the agent started",
+            "free space on the disk of the state folder, and check that the agent's user may write to its folder audit;"
+            " audit.max_mib says how much the trail may take. It goes on by itself",
+        )
 
 
 def _engines(facts: Facts) -> Iterator[Warning]:
@@ -375,6 +404,7 @@ def _is_loopback(addr: str) -> bool:
 
 _RULES: Final[tuple[Callable[[Facts], Iterator[Warning]], ...]] = (
     _models,
+    _conversations,
     _engines,
     _outcast,
     _refused_by,
@@ -382,6 +412,7 @@ _RULES: Final[tuple[Callable[[Facts], Iterator[Warning]], ...]] = (
     _knocking,
     _alone,
     _document,
+    _audit,
     _own_key,
     _addresses,
     _names,

@@ -207,3 +207,19 @@ def test_b44_a_flood_of_refused_calls_is_counted_and_not_written_one_by_one(tmp_
         assert sum(line.get("count", 1) for line in written) == 100
         assert len(written) == ONE_BY_ONE + 1
         assert "secret" not in json.dumps(written)
+
+
+def test_a_trail_that_cannot_be_written_is_a_warning_with_its_remedy(tmp_path: Path) -> None:
+    with agents(tmp_path, {"till-1": {}}) as (till,):
+        assert till.stop() == 0
+        folder = till.folder / "state" / "audit"
+        if folder.exists():
+            folder.rename(tmp_path / "aside")
+        folder.write_text("in the way")
+        till.start()
+        httpx.post(f"{till.url}/v1/chat/completions", json={"model": 3}, timeout=10)
+        till.wait_line("audit.unwritten")
+        facts = httpx.get(f"{till.url}/v1/fleet/self", timeout=10).json()
+        (warning,) = [one for one in facts["warnings"] if one["code"] == "audit_unwritten"]
+        assert "File exists" in warning["text"]
+        assert "free space" in shoal(till, "doctor").stdout

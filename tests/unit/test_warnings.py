@@ -7,7 +7,16 @@ from dataclasses import replace
 import pytest
 
 from agent.observe.clocks import ClockFact
-from agent.observe.known import FEW_NUMBERS, DocumentFacts, Facts, KnockFact, LostClaimFact, ModelFact, PeerFact
+from agent.observe.known import (
+    FEW_NUMBERS,
+    AuditFact,
+    DocumentFacts,
+    Facts,
+    KnockFact,
+    LostClaimFact,
+    ModelFact,
+    PeerFact,
+)
 from agent.observe.warnings import QUIET_DOWN, evaluate
 
 ME, JETSON, STRANGER = "12D3KooWme", "12D3KooWjetson", "12D3KooWstranger"
@@ -42,7 +51,12 @@ def test_a_box_that_is_well_has_no_warnings() -> None:
 
 UNWELL = [
     ("model_failed", "error", replace(WELL, models=(ModelFact("smol", "failed", "the file is truncated"),)),
-     ["smol", "the file is truncated"]),
+     ["smol", "the file is truncated", "shoal models retry smol"]),
+    ("conversations_unsaved", "warning",
+     replace(WELL, models=(ModelFact("smol", "loaded", None, unsaved="No space left on device"),)),
+     ["smol", "No space left on device", "state folder", "engine.session_cache_mib"]),
+    ("audit_unwritten", "error", replace(WELL, audit=AuditFact("No space left on device", 70, 5)),
+     ["No space left on device", "70 lines", "5 were dropped", "state folder", "audit.max_mib"]),
     ("engine_missing", "error", replace(WELL, engine_installed=False), ["smol", "pip install 'shoal[engine]'"]),
     ("refused_by_peer", "error", peer(state="refused", down_for=5.0, version=None),
      ["jetson-1", ME, f"shoal firewall explain {ME}"]),
