@@ -26,7 +26,9 @@ class _Answer:
         self._id = ("chatcmpl-" if self._chat else "cmpl-") + asked.job.request.job.removeprefix("job-")
         self._created = int(time.time())
         self._routed: Routed | None = None
-        self._calls = CallParser(asked.functions) if asked.functions else None
+        #: Whether the answer is a call for certain: there is no text then, also where it is cut before the arguments.
+        self._certain = bool(asked.functions) and asked.job.request.tool_choice not in ("", "auto", "none")
+        self._calls = CallParser(asked.functions, certain=self._certain) if asked.functions else None
         #: Probabilities that have not been sent, and where the text of the first of them begins.
         self._likely: list[TokenLogprob] = []
         self._offset = 0
@@ -99,7 +101,8 @@ class WholeAnswer(_Answer):
             pieces: Sequence[Piece] = [Text(text)]
             if self._calls is not None:
                 pieces = [*self._calls.push(text), *self._calls.finish()]
-            choice["message"] = message_of(pieces)
+            none = {"content": None} if self._certain and not pieces else {}
+            choice["message"] = message_of(pieces) | none
         else:
             choice["text"] = text
         choice |= {"logprobs": self._logprobs(), "finish_reason": self._reason(finished)}

@@ -23,6 +23,8 @@ from agent.jobs.job import Job
 
 #: Bytes of a body past which it is understood in a thread: a schema or a grammar of this size takes milliseconds.
 PARSE_APART: Final = 4 * 1024
+#: How many of them at a time: each takes turns with the loop that everybody else waits for.
+PARSED_AT_ONCE: Final = 2
 
 A = TypeVar("A")
 #: Understands a body, with the headers, as a job with this id.
@@ -41,6 +43,7 @@ class OpenAIApi:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self._parsing = trio.CapacityLimiter(PARSED_AT_ONCE)
 
     async def list_models(self, exchange: Exchange) -> None:
         """GET /v1/models: every model held here or by a connected peer."""
@@ -86,7 +89,7 @@ class OpenAIApi:
         try:
             body = await exchange.body()
             if len(body) > PARSE_APART:
-                return await trio.to_thread.run_sync(parse, body, exchange.header, job)
+                return await trio.to_thread.run_sync(parse, body, exchange.header, job, limiter=self._parsing)
             return parse(body, exchange.header, job)
         except AgentError as error:
             self._services.not_understood(job, error)

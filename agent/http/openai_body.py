@@ -41,16 +41,29 @@ def json_object(body: bytes) -> dict[str, object]:
     return value
 
 
-#: What pydantic says in the words of Python, in those of JSON.
+#: What pydantic says in words of its own and of Python, in those of this API and JSON.
 _IN_JSON: Final[Mapping[str, str]] = {
     "bool_type": "must be true or false",
     "dict_type": "must be an object",
+    "extra_forbidden": "there is no such field",
+    "finite_number": "must be a finite number",
     "float_type": "must be a number",
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "int_parsing_size": "has too many digits",
     "int_type": "must be an integer",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
     "list_type": "must be an array",
-    "model_type": "must be an object",
+    "literal_error": "must be {expected}",
     "model_attributes_type": "must be an object",
+    "model_type": "must be an object",
+    "string_too_long": "has more than {max_length} characters",
+    "string_too_short": "must not be empty",
     "string_type": "must be a string",
+    "string_unicode": "has half of a character",
+    "too_long": "has more than {max_length} entries",
+    "too_short": "must not be empty",
 }
 
 M = TypeVar("M", bound=BaseModel)
@@ -61,12 +74,17 @@ def validated(kind: type[M], fields: Mapping[str, object]) -> M:
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        first = error.errors(include_url=False, include_input=False)[0]
     param = ".".join(str(part) for part in first["loc"])
     if first["type"] == "missing":
         hint = "; GET /v1/models lists what there is" if param == "model" else ""
         raise BadRequestError(f"{param} is required{hint}", details={"param": param})
-    raise BadRequestError(f"{param}: {_IN_JSON.get(first['type'], first['msg'])}", details={"param": param})
+    said = _IN_JSON.get(first["type"])
+    # What a field of this project's own is when it is not sent is no value to send; Python's False is JSON's false.
+    words = {
+        key: str(value).replace("'', ", "").replace("False", "false") for key, value in first.get("ctx", {}).items()
+    }
+    raise BadRequestError(f"{param}: {said.format_map(words) if said else first['msg']}", details={"param": param})
 
 
 C = TypeVar("C", bound=str)

@@ -137,7 +137,7 @@ class ChatRequest(_Request):
     logprobs: bool = False
     top_logprobs: int = Field(default=0, ge=0, le=MAX_TOP_LOGPROBS)
     tools: list[Any] = Field(default=[])
-    tool_choice: str | dict[str, Any] | None = None
+    tool_choice: Any = None
     parallel_tool_calls: bool | None = None
     truncate: Literal["none", "oldest", "middle"] = "none"
 

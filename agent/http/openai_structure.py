@@ -91,8 +91,8 @@ def _output(response_format: Mapping[str, Any] | None, grammar: str | None) -> t
             raise _problem(where, "is required")
     if found is None:
         return "json", ""
-    if not isinstance(found, dict):
-        raise _problem(where, "must be a JSON Schema, which is an object")
+    if not isinstance(found, dict | bool):
+        raise _problem(where, "must be a JSON Schema: an object, true or false")
     text = json.dumps(found, ensure_ascii=False, separators=(",", ":"))
     if len(text.encode("utf-8", "surrogatepass")) > MAX_SCHEMA:
         raise _problem(where, f"is larger than the limit of {MAX_SCHEMA} bytes (64 KiB)")

@@ -91,6 +91,16 @@ def test_a_call_that_was_cut_off_says_so_and_without_functions_nothing_is_a_call
     assert [job.request.tool_choice for job in services.jobs] == ["", "", "none"]
 
 
+def test_a_call_that_must_come_and_was_cut_before_its_arguments_is_no_content() -> None:
+    asked: Any = {"model": "smol", "messages": MESSAGES, "tools": [TOOL], "tool_choice": "required"}
+    with serving(ScriptedServices(says(*CALL[:3], reason="length"))) as server, sdk(server) as client:
+        cut = client.chat.completions.create(**asked).choices[0]
+        chunks = list(client.chat.completions.create(**asked, stream=True))
+    assert (cut.finish_reason, cut.message.content, cut.message.tool_calls) == ("length", None, None)
+    assert not any(chunk.choices[0].delta.content or chunk.choices[0].delta.tool_calls for chunk in chunks)
+    assert chunks[-1].choices[0].finish_reason == "length"
+
+
 def test_probabilities_of_a_chat() -> None:
     with serving(ScriptedServices(says("a", "é", likely=True))) as server, sdk(server) as client:
         asked: Any = {"model": "smol", "messages": MESSAGES, "logprobs": True, "top_logprobs": 1}

@@ -64,7 +64,7 @@ def test_the_rest_of_a_request_and_its_headers() -> None:
         ({"input": "é" * (MAX_PROMPT_BYTES // 2 + 1)}, "input", "1 MiB"),
         ({"model": None}, "model", "GET /v1/models"),
         ({"encoding_format": "hex"}, "encoding_format", "float"),
-        ({"dimensions": 0}, "dimensions", "greater"),
+        ({"dimensions": 0}, "dimensions", "at least 1"),
         ({"dimensions": "8"}, "dimensions", "must be an integer"),
         ({"pooling": "max"}, "pooling", "mean"),
         ({"messages": []}, "messages", "the texts are in input"),

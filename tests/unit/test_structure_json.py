@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.engine.structure.automaton import Automaton, State, TooAmbiguousError, Walk
-from agent.engine.structure.gbnf import LAST_CODE, MAX_PRODUCED
+from agent.engine.structure.gbnf import MAX_PRODUCED
 from agent.engine.structure.json_schema import grammar_of
 from agent.engine.structure.problem import GrammarError, SchemaError
 

@@ -92,9 +92,10 @@ class JsonEnd:
 
 
 class CallParser:
-    """Follows one answer. `names` are the functions that were offered."""
+    """Follows one answer. `names` are the functions that were offered; `certain`: the answer is a call, not text."""
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], *, certain: bool = False) -> None:
+        self._certain = certain
         self._names = tuple(sorted(names, key=len, reverse=True))
         self._ends_of_names = tuple(f'{name}"' for name in self._names)
         self._state: Literal["start", "text", "head", "object", "arguments", "after"] = "start"
@@ -119,11 +120,16 @@ class CallParser:
         return pieces
 
     def finish(self) -> list[Piece]:
-        """The text is at its end: what was held back is what it looks like."""
+        """The text is at its end: what was held back is what it looks like.
+
+        A call that is certain, and was cut before its arguments begin, is neither text nor a call.
+        """
         rest = self._mark + self._held + self._buffer
         self._mark = self._held = self._buffer = ""
         if self._state == "arguments":
             return [CallArguments(rest)] if rest else []
+        if self._certain and self._state != "text":
+            return []
         return [Text(rest)] if rest and self._state != "after" else []
 
     def _advance(self, pieces: list[Piece]) -> bool:

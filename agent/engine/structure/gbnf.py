@@ -144,6 +144,9 @@ def place(text: str, at: int) -> tuple[int, int]:
     return before.count("\n") + 1, at - (before.rfind("\n") + 1) + 1
 
 
+_ANY: Final = class_of([], negated=True)
+
+
 class _Reader:
     def __init__(self, text: str) -> None:
         self._text = text
@@ -211,7 +214,7 @@ class _Reader:
             return self._class()
         if char == ".":
             self._at += 1
-            return class_of([(0, LAST_CODE)])
+            return _ANY
         if char == "(":
             if depth >= MAX_NESTING:
                 raise self._problem(f"parentheses are nested more than {MAX_NESTING} deep")

@@ -7,6 +7,7 @@ pattern that is not anchored may stand anywhere in the text, as the standard say
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from agent.engine.structure.notation import Grammar, in_class
@@ -25,6 +26,8 @@ _SETS: Final = {"d": _DIGIT, "w": _WORD, "s": _SPACE}
 _CONTROLS: Final = {"t": 9, "n": 10, "v": 11, "f": 12, "r": 13, "0": 0}
 _SHORT: Final = {8: "b", 9: "t", 10: "n", 12: "f", 13: "r", 0x22: '"', 0x5C: "\\", 0x2F: "/"}
 _LAST: Final = 0x10FFFF
+#: The second half of a pair of surrogates: tools in JavaScript write a character past U+FFFF as two escapes.
+_LOW_HALF: Final = re.compile(r"\\u([dD][c-fC-F][0-9a-fA-F]{2})")
 
 
 class PatternError(Exception):
@@ -171,7 +174,12 @@ class _Reader:
             digits = self._text[self._at : self._at + size]
             if len(digits) == size and all(digit in "0123456789abcdefABCDEF" for digit in digits):
                 self._at += size
-                return [(int(digits, 16), int(digits, 16))]
+                code = int(digits, 16)
+                low = _LOW_HALF.match(self._text, self._at) if 0xD800 <= code < 0xDC00 else None
+                if low is not None:
+                    self._at = low.end()
+                    code = 0x10000 + ((code - 0xD800) << 10) + int(low[1], 16) - 0xDC00
+                return [(code, code)]
         if not char or char.isalnum():
             self._at -= 1
             raise self._problem("this escape is not supported")

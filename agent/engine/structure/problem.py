@@ -16,13 +16,16 @@ class GrammarError(BadRequestError):
 
 
 class SchemaError(BadRequestError):
-    """A schema cannot be used; `details["pointer"]` is the JSON Pointer of the place in it."""
+    """A schema cannot be used; `details["pointer"]` is the JSON Pointer of the place in it.
+
+    `param` is the field, and after a colon which of several schemas in it.
+    """
 
     def __init__(self, message: str, pointer: str, param: str = "response_format") -> None:
         shown = pointer if len(pointer) <= 200 else pointer[:200] + "..."
         super().__init__(
             f"{param}: at {shown or 'the root'} of the schema: {message}",
-            details={"param": param, "pointer": shown},
+            details={"param": param.partition(":")[0], "pointer": shown},
         )
         self.reason = message
         self.pointer = pointer

@@ -96,7 +96,8 @@ def number_rule(kind: str, schema: Mapping[str, Any], where: str, grammar: Gramm
     )
     if (low, high, above, below) == (None, None, None, None):
         return grammar.integer if kind == "integer" else grammar.number
-    grammar.spend(512)  # an option for each digit of the bounds
+    # An option for each digit of the bounds.
+    grammar.spend(sum(8 * len(str(bound)) for bound in (low, high, above, below) if bound is not None))
     if kind == "integer":
         lows = [math.ceil(low)] if low is not None else []
         lows += [math.floor(above) + 1] if above is not None else []
