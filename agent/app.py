@@ -29,6 +29,7 @@ from agent.joining import Joining, find_token
 from agent.links import keep_links
 from agent.materialised import Materialised
 from agent.membership import Membership
+from agent.model_names import ModelNames
 from agent.observe.facts import gather
 from agent.observe.floods import Floods
 from agent.observe.health import Health
@@ -132,6 +133,7 @@ async def _main(config: Config, identity: Identity) -> None:
         return health.condition if closed is None else health.condition.refusing(closed.reason)
 
     view.condition = condition
+    view.names = ModelNames(lambda: membership.replica.governance if membership.replica is not None else None).now
     chooser = Chooser(rules_of(config.routing))
     books = Bookkeeping(config, membership, view.name_of)
     books.watch(node=node, pool=pool, router=router, gate=gate, active=active, refused=view.refused)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 import structlog
 import trio
@@ -13,13 +14,16 @@ import trio
 from agent.config import RoutingConfig
 from agent.engine.pool import EnginePool, HeldModel
 from agent.errors import ModelLoadError
+from agent.jobs.neighbourhood import Survey
 from agent.jobs.watch import EngineEmit
 from agent.routing.decide import LocalState, PeerState
+from agent.routing.offers import Names, Offers, Selection
 from agent.routing.pace import Pace, best_of, borrow_only
 from agent.routing.score import wellness
 from fleet.errors import FleetError, MessageError, RemoteError
-from fleet.gossip.presence import INTERVAL, PresenceTable
+from fleet.gossip.presence import INTERVAL, PresenceTable, Seen
 from fleet.models.reference import matches
+from fleet.models.substitution import Substitution
 from fleet.net.link import Link
 from fleet.net.messages import (
     METHOD_INFER,
@@ -42,6 +46,7 @@ log = structlog.get_logger("shoal.fleet")
 _COALESCE = 0.2
 #: What the address of a link has in it that goes through another box.
 _RELAY = "/p2p-circuit"
+_NO_NAMES: Final = Names()
 #: Models that a presence has room for.
 _MAX_MODELS = 256
 
@@ -93,8 +98,12 @@ class FleetView:
         #: Asked how this box is, and for what a peer has given to others, as a share of 1.
         self.condition: Callable[[], Condition] = Condition
         self.record_of: Callable[[str], float] = lambda peer_id: 0.0
+        #: Asked what the fleet's document calls models; the same object as long as nothing has changed.
+        self.names: Callable[[], Names] = lambda: _NO_NAMES
         self._draining = draining
+        self._offers = Offers()
         rules = routing or RoutingConfig()
+        self._substitution: Substitution = rules.substitution
         self._floor = rules.borrow_only_below
         self._pace = Pace(rules.threshold, rules.borrow_only_below)
         #: Jobs that this box has at a peer now, by its PeerID and the model's hash.
@@ -114,25 +123,45 @@ class FleetView:
 
     # --- what jobs ask ---------------------------------------------------------------------------------------------
 
+    def survey(self, asked: str, substitution: Substitution | None) -> Survey:
+        """What there is for a request: here, at every peer that ever spoke to this process, at every configured one.
+
+        `substitution` None is what the configuration allows. Raises ModelNameError for what names no model.
+        """
+        own = [_model_presence(held) for held in self.pool.models() if held.hash]
+        heard = self.presence.all()
+        everything = [*own, *(model for seen in heard.values() for model in seen.presence.models)]
+        selection = self._offers.select(asked, substitution or self._substitution, everything, self.names())
+        return Survey(selection.choice, self._local_state(selection, own), self._peer_states(selection, heard))
+
     def local_state(self, model: str) -> LocalState:
-        """This box's own holding of `model`."""
+        """This box's own holding of the model with exactly this hash or name."""
         held = self.pool.find(model)
+        return self._holding(None if held is None else _model_presence(held))
+
+    def _local_state(self, selection: Selection, own: Sequence[ModelPresence]) -> LocalState:
+        found = selection.best_of(own)
+        if found is None:
+            return self._holding(None)
+        return replace(self._holding(found.model), match=found.chosen.match, choice=found.place)
+
+    def _holding(self, held: ModelPresence | None) -> LocalState:
         if held is None:
             return LocalState(self.peer_id, self.name, None)
         slow = self._pace.look(held.hash, held.decode_rate, trio.current_time())
-        return LocalState(self.peer_id, self.name, _model_presence(held), slow, wellness(self._own_load()))
+        return LocalState(self.peer_id, self.name, held, slow, wellness(self._own_load()))
 
     def local_problem(self, model: str) -> ModelLoadError | None:
         """Why this box cannot load a model that it is configured to hold."""
         return self.pool.problem(model)
 
-    def peer_states(self, model: str) -> Sequence[PeerState]:
-        """Every peer that ever spoke to this process, and every configured one that has not."""
+    def _peer_states(self, selection: Selection, heard: Mapping[str, Seen]) -> Sequence[PeerState]:
         now = trio.current_time()
         refusing = {n.peer_id for n in self.node.neighbours() if n.state == "refused"}
         states = []
-        for peer_id, seen in self.presence.all().items():
-            link, held = self.node.link(peer_id), _find(seen.presence, model)
+        for peer_id, seen in heard.items():
+            link, found = self.node.link(peer_id), selection.best_of(seen.presence.models)
+            held = found.model if found else None
             states.append(
                 PeerState(
                     peer_id=peer_id,
@@ -149,6 +178,8 @@ class FleetView:
                     health=wellness(seen.presence),
                     record=self.record_of(peer_id),
                     refusing=seen.presence.health.refuses if seen.presence.health else "",
+                    match=found.chosen.match if found else None,
+                    choice=found.place if found else 0,
                 )
             )
         known = {state.peer_id for state in states}
@@ -334,6 +365,8 @@ def _model_presence(held: HeldModel) -> ModelPresence:
     return ModelPresence(
         hash=held.hash,
         name=held.name,
+        reads=held.reads,
+        named=held.named,
         state=held.state,
         context_tokens=held.context_tokens,
         decode_rate=held.decode_rate,

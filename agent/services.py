@@ -154,6 +154,7 @@ class AgentServices:
                 {
                     "name": held.name,
                     "hash": held.hash,
+                    "reads": held.reads,
                     "state": held.state,
                     "context_tokens": held.context_tokens,
                     "decode_rate": held.decode_rate,

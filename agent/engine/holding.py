@@ -71,6 +71,8 @@ class Holding:
         self.path: Path = model.path
         self._file = ModelFile(model.path, cache)
         self.name = canonical_name(model.name or model.path.name)
+        #: Whether somebody chose the name, as against a file that happens to be called so.
+        self.named = model.name is not None
         self.state: State = "loading"
         self._trouble: Trouble | None = None
         #: What the child was started with; None while there is none.

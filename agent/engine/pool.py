@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +23,7 @@ from agent.engine.quarantine import Quarantine
 from agent.engine.room import Room
 from agent.engine.shares import Shares
 from agent.errors import ModelBusyError, ModelLoadError, ModelNotFoundError, NoLocalModelError
+from fleet.models.described import Described, Stated, describe
 from fleet.models.reference import is_hash, matches
 from fleet.net.messages import Finished, InferRequest
 
@@ -45,7 +46,9 @@ class HeldModel:
     where it can. `engine_version` is what runs it, by name and version, where this
     box does that itself. `embedding` is whether it gives vectors and no text. `engine` is
     the kind of the server that runs it and `url` where that is, both empty for one that this box runs itself from
-    `path`; one that is not to be lent is for this box's own clients alone.
+    `path`; one that is not to be lent is for this box's own clients alone. `reads` is a name that says which model it
+    is, by its name and its header together, empty where that is not known; `doubts` is what the two disagree on. A name
+    that is not `named` is that of a file and nobody chose it.
     """
 
     hash: str
@@ -74,6 +77,9 @@ class HeldModel:
     engine: str = ""
     url: str = ""
     lend: bool = True
+    reads: str = ""
+    named: bool = True
+    doubts: tuple[str, ...] = ()
 
 
 class EnginePool:
@@ -295,6 +301,10 @@ def _shown(model: Holding | ExternalModel) -> HeldModel:
     )
     if isinstance(model, ExternalModel):
         listed = model.listed
+        stated = Stated(
+            architecture=listed.architecture, size_label=listed.size_label, quantisation=listed.quantisation
+        )
+        described = _described(listed.name, stated)
         return replace(
             common,
             size_bytes=listed.size_bytes,
@@ -304,6 +314,8 @@ def _shown(model: Holding | ExternalModel) -> HeldModel:
             engine=model.engine.kind,
             url=str(model.engine.settings.url),
             lend=model.lend,
+            reads=described.told,
+            doubts=described.doubts,
         )
     own = replace(
         common,
@@ -312,10 +324,14 @@ def _shown(model: Holding | ExternalModel) -> HeldModel:
         pid=model.pid,
         unsaved=model.unsaved,
         engine_version=model.engine_version,
+        named=model.named,
     )
     if (facts := model.identity.facts) is not None:
+        described = _described(model.name, Stated.of(facts))
         own = replace(
             own,
+            reads=described.told,
+            doubts=described.doubts,
             architecture=facts.architecture,
             quantisation=facts.quantisation,
             size_label=facts.size_label,
@@ -325,3 +341,9 @@ def _shown(model: Holding | ExternalModel) -> HeldModel:
     if (plan := model.plan) is not None:
         own = replace(own, memory_bytes=plan.estimate.total, cells=plan.cells, plan_note=plan.why)
     return own
+
+
+@lru_cache(maxsize=1024)
+def _described(name: str, stated: Stated) -> Described:
+    # Models are looked at with every job, and what they say of themselves stays the same.
+    return describe(name, stated)

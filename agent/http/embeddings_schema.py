@@ -16,6 +16,7 @@ from agent.http.openai_body import (
     json_object,
     policy_of,
     prompt_too_long,
+    substitution_of,
     traceparent_of,
     urgency_of,
     validated,
@@ -87,4 +88,5 @@ def parse_embedding(body: bytes, header: Callable[[str], str | None], job_id: st
         traceparent=traceparent_of(header("traceparent")),
         **urgency_of(header),
     )
-    return AskedVectors(Job(infer, policy_of(header)), request.encoding_format, request.dimensions)
+    job = Job(infer, policy_of(header), substitution=substitution_of(header))
+    return AskedVectors(job, request.encoding_format, request.dimensions)

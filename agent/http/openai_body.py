@@ -14,6 +14,7 @@ from agent.http.exchange import text_of
 from agent.jobs.job import POLICIES, PRIORITIES
 from agent.routing.decide import Policy
 from agent.trace import parse
+from fleet.models.substitution import SUBSTITUTIONS, Substitution
 from fleet.net.messages import MAX_PROMPT_BYTES
 
 #: Seconds that a client may wait at most.
@@ -107,6 +108,13 @@ def choice_of(header: Callable[[str], str | None], name: str, values: tuple[C, .
 def policy_of(header: Callable[[str], str | None]) -> Policy:
     """Where the client lets its job run; raises BadRequestError."""
     return choice_of(header, "X-Shoal-Offload", POLICIES, "prefer")
+
+
+def substitution_of(header: Callable[[str], str | None]) -> Substitution | None:
+    """What the client lets stand in for its model, None where it does not say; raises BadRequestError."""
+    if header("x-shoal-substitution") is None:
+        return None
+    return choice_of(header, "X-Shoal-Substitution", SUBSTITUTIONS, "none")
 
 
 def urgency_of(header: Callable[[str], str | None]) -> dict[str, Any]:

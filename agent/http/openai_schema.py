@@ -23,6 +23,7 @@ from agent.http.openai_body import (
     json_object,
     policy_of,
     prompt_too_long,
+    substitution_of,
     traceparent_of,
     urgency_of,
     validated,
@@ -285,7 +286,7 @@ def _asked(
     on_interrupt: OnInterrupt = choice_of(header, "X-Shoal-On-Interrupt", ON_INTERRUPT, "error")
     usage = request.stream_options is not None and request.stream_options.include_usage
     return Asked(
-        Job(infer, policy, on_interrupt),
+        Job(infer, policy, on_interrupt, substitution_of(header)),
         "chat" if infer.kind == "chat" else "completion",
         request.stream,
         usage,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from agent.routing.decide import Policy
+from fleet.models.substitution import Substitution
 from fleet.net.messages import Delta, Embedded, Finished, InferRequest, Priority
 
 OnInterrupt = Literal["error", "resume"]
@@ -19,6 +20,7 @@ PRIORITIES: tuple[Priority, ...] = ("interactive", "normal", "bulk")
 class Job:
     """One request of a local client; `request.job` is the id in every log.
 
+    `substitution` is what may stand in for the model that it asks for; None for what this box's configuration allows.
     Jobs with the same `once` run once (see `agent.jobs.once`), as long as `fingerprint`, which says what is asked for,
     is the same too. Both are empty for a job that has no such key.
     """
@@ -26,8 +28,18 @@ class Job:
     request: InferRequest
     policy: Policy = "prefer"
     on_interrupt: OnInterrupt = "error"
+    substitution: Substitution | None = None
     once: str = ""
     fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class Substituted:
+    """Another model ran than was asked for: `asked` is the request's own word, `differs` each difference in words."""
+
+    asked: str
+    ran: str
+    differs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,7 @@ class Routed:
     `peer_id` and `name` are the box that serves; `route` is one line a candidate: `NAME=verdict`, in the order they
     were considered, the served one last. Of the chat `cut_messages` with `cut_tokens` were left out to make it fit.
     `repeats` is the id of the job whose answer this is, where an earlier request with the same key has run it.
+    `substituted` says that `model` is another than was asked for.
     """
 
     peer_id: str
@@ -49,6 +62,7 @@ class Routed:
     cut_tokens: int = 0
     cut_messages: int = 0
     repeats: str = ""
+    substituted: Substituted | None = None
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from agent.errors import ModelLoadError
 from agent.jobs.watch import EngineEmit
 from agent.routing.decide import LocalState, PeerState
-from fleet.net.messages import InferRequest
+from fleet.models.choice import Choice
+from fleet.models.substitution import Match, Substitution
+from fleet.net.messages import InferRequest, ModelPresence
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What there is for one request at one moment: `choice` among all models that are known of, and what of it this box
+    and every peer have.
+    """
+
+    choice: Choice
+    local: LocalState
+    peers: Sequence[PeerState]
+
+    def held(self, peer_id: str) -> ModelPresence | None:
+        """What a box has for the request, by its own word."""
+        found = self._state(peer_id)
+        return found.model if found else None
+
+    def match(self, peer_id: str) -> Match | None:
+        """How that fits what was asked for."""
+        found = self._state(peer_id)
+        return found.match if found else None
+
+    def _state(self, peer_id: str) -> LocalState | PeerState | None:
+        if peer_id == self.local.peer_id:
+            return self.local
+        return next((peer for peer in self.peers if peer.peer_id == peer_id), None)
 
 
 class Neighbourhood(Protocol):
@@ -22,14 +51,18 @@ class Neighbourhood(Protocol):
     def name(self) -> str:
         """This box's name."""
 
+    def survey(self, asked: str, substitution: Substitution | None) -> Survey:
+        """What there is for a request: here, and at every peer this box has heard of or is configured to know.
+
+        `substitution` is what the request allows, None for what this box does. Raises ModelNameError where `asked`
+        names no model.
+        """
+
     def local_state(self, model: str) -> LocalState:
-        """This box's own holding of a model."""
+        """This box's own holding of the model with exactly this hash or name."""
 
     def local_problem(self, model: str) -> ModelLoadError | None:
         """Why this box cannot load a model that it is configured to hold; None where it can, or is not."""
-
-    def peer_states(self, model: str) -> Sequence[PeerState]:
-        """Every peer this box has heard of or is configured to know."""
 
     def known_models(self) -> Sequence[str]:
         """Names of all models that this box or a connected peer holds."""

@@ -12,6 +12,7 @@ import trio
 from agent.config import TimeoutsConfig
 from agent.errors import (
     AgentError,
+    BadRequestError,
     DeadlineError,
     InterruptedJobError,
     LoopDetectedError,
@@ -21,8 +22,8 @@ from agent.jobs.active import ActiveJobs
 from agent.jobs.answer import AnswerCheck, BadAnswerError
 from agent.jobs.breaker import Breaker
 from agent.jobs.failure import Failure
-from agent.jobs.job import Emit, Job, Resumed, Routed
-from agent.jobs.neighbourhood import Generate, Neighbourhood
+from agent.jobs.job import Emit, Job, Resumed, Routed, Substituted
+from agent.jobs.neighbourhood import Generate, Neighbourhood, Survey
 from agent.jobs.vectors import VectorCheck
 from agent.jobs.watch import EngineEmit, EngineEvent, hurried, watched
 from agent.log import bound_job
@@ -30,6 +31,7 @@ from agent.routing.chooser import Chooser
 from agent.routing.decide import Decision, Verdict
 from agent.routing.explain import short_route
 from fleet.errors import FleetError
+from fleet.models.name import ModelNameError
 from fleet.net.messages import Delta, Embedded, Finished, InferRequest, ModelPresence, Started
 
 #: A job is tried on one box and, if that fails before its first token, on at most two others.
@@ -49,6 +51,32 @@ class _Progress:
     routed: Routed | None = None
     failures: dict[str, Failure] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Target:
+    """The box that is to run a job next, with what it holds for it."""
+
+    survey: Survey
+    peer_id: str
+    verdict: Verdict
+
+    @property
+    def name(self) -> str:
+        return self.verdict.name
+
+    @property
+    def held(self) -> ModelPresence:
+        held = self.survey.held(self.peer_id)
+        assert held is not None  # nobody else is decided for
+        return held
+
+    def substituted(self, ran: str) -> Substituted | None:
+        """What its client is told where another model has run than was asked for."""
+        match = self.survey.match(self.peer_id)
+        if match is None or not match.substituted:
+            return None
+        return Substituted(self.survey.choice.reference.asked, ran, tuple(map(str, match.differs)))
 
 
 class JobRunner:
@@ -105,12 +133,14 @@ class JobRunner:
         if self._fleet.peer_id in job.request.route:
             raise LoopDetectedError("the job has been on this box before; a job is forwarded at most once")
         while True:
-            decision = await self._decide(job, progress)
+            decision, survey = await self._decide(job, progress)
             if not decision.order:
-                raise self._exhausted(progress) if progress.failures else refusal.of(self._fleet, job, decision)
-            target = decision.order[0]
+                if progress.failures:
+                    raise self._exhausted(progress, survey)
+                raise refusal.of(self._fleet, job, decision, survey)
+            target = self._next(decision, progress)
             verdict = next(v for v in decision.verdicts if v.peer_id == target)
-            failed = await self._tried(job, target, verdict, emit, progress)
+            failed = await self._tried(job, _Target(survey, target, verdict), emit, progress)
             if failed is None:
                 self._chooser.note_served(job.request, target)
                 return
@@ -129,36 +159,39 @@ class JobRunner:
             if failed.final is not None:
                 raise failed.final
             if len(progress.failures) >= MAX_ATTEMPTS:
-                raise self._exhausted(progress)
+                raise self._exhausted(progress, survey)
 
-    async def _tried(self, job: Job, target: str, verdict: Verdict, emit: Emit, progress: _Progress) -> Failure | None:
+    def _next(self, decision: Decision, progress: _Progress) -> str:
+        """The box to try now. The last attempt is this box's own, where it can run the job: that fails least."""
+        own, last = self._fleet.peer_id, len(progress.failures) == MAX_ATTEMPTS - 1
+        return own if last and own in decision.order else decision.order[0]
+
+    async def _tried(self, job: Job, target: _Target, emit: Emit, progress: _Progress) -> Failure | None:
         """Attempt it, and remember of a peer how that went."""
-        held = self._holding(target, job.request.model)
-        if target == self._fleet.peer_id or held is None:
-            return await self._attempt(job, target, verdict, emit, progress)
-        self.breaker.asked(target, held.hash, trio.current_time())
+        peer, held = target.peer_id, target.held
+        if peer == self._fleet.peer_id:
+            return await self._attempt(job, target, emit, progress)
+        self.breaker.asked(peer, held.hash, trio.current_time())
         failed: Failure | None = Failure("cancelled", overloaded=True)  # as long as nothing else is known
         try:
-            failed = await self._attempt(job, target, verdict, emit, progress)
+            failed = await self._attempt(job, target, emit, progress)
         finally:
             if failed is None:
-                self.breaker.done(target, held.hash)
+                self.breaker.done(peer, held.hash)
             elif not failed.of_the_box:
-                self.breaker.let_go(target, held.hash)
-            elif self.breaker.failed(target, held.hash, trio.current_time()):
-                log.warning("job.box_left_alone", box=verdict.name, model=held.name, reason=failed.reason)
+                self.breaker.let_go(peer, held.hash)
+            elif self.breaker.failed(peer, held.hash, trio.current_time()):
+                log.warning("job.box_left_alone", box=target.name, model=held.name, reason=failed.reason)
         return failed
 
-    async def _attempt(
-        self, job: Job, target: str, verdict: Verdict, emit: Emit, progress: _Progress
-    ) -> Failure | None:
+    async def _attempt(self, job: Job, target: _Target, emit: Emit, progress: _Progress) -> Failure | None:
         """Run (or go on with) the job on one box; returns what failed, None when the job is done."""
+        held = target.held
         request = _continued(_in_time(job.request, progress.began), progress)
-        held = self._holding(target, request.model)
-        if held is None:
-            return Failure("no longer holds the model")
+        # By content, so that no box runs anything but what was chosen here.
+        request = request.model_copy(update={"model": held.hash})
         if request.kind == "embedding":
-            return await self._embed(request, target, held, verdict, emit, progress)
+            return await self._embed(request, target, emit, progress)
         answer = AnswerCheck(request, held.context_tokens)
         began = trio.current_time()
 
@@ -175,8 +208,8 @@ class JobRunner:
                 started = answer.delta(event)
             else:
                 started, last = answer.finish(event, (trio.current_time() - began) * 1000)
-            if progress.routed is None or progress.routed.peer_id != target:
-                await self._announce(target, verdict, started, emit, progress)
+            if progress.routed is None or progress.routed.peer_id != target.peer_id:
+                await self._announce(target, started, emit, progress)
             if isinstance(event, Delta):
                 progress.text += event.text
                 progress.tokens += event.tokens
@@ -185,24 +218,16 @@ class JobRunner:
                 await emit(_end(progress, last))
 
         try:
-            await self._ask(target, held.hash, request, relay)
+            await self._ask(target, request, relay)
             answer.end()
         except FleetError as error:
             # A link that breaks between the last event and the end of the call takes nothing from the answer.
             return None if answer.finished else failure.of_peer(error, request, held)
         except AgentError as error:
-            return failure.of_local(error, here=target == self._fleet.peer_id)
+            return failure.of_local(error, here=target.peer_id == self._fleet.peer_id)
         return None
 
-    async def _embed(
-        self,
-        request: InferRequest,
-        target: str,
-        held: ModelPresence,
-        verdict: Verdict,
-        emit: Emit,
-        progress: _Progress,
-    ) -> Failure | None:
+    async def _embed(self, request: InferRequest, target: _Target, emit: Emit, progress: _Progress) -> Failure | None:
         """Have one box turn the texts into vectors; the client gets them when they are complete, or none of them."""
         answer = VectorCheck(request)
         last: list[Finished] = []
@@ -222,48 +247,43 @@ class JobRunner:
                     raise BadAnswerError("it sent text for a request for vectors")
 
         try:
-            await self._ask(target, held.hash, request, relay)
+            await self._ask(target, request, relay)
             answer.end()
         except FleetError as error:
             if not last:
-                return failure.of_peer(error, request, held)
+                return failure.of_peer(error, request, target.held)
         except AgentError as error:
-            return failure.of_local(error, here=target == self._fleet.peer_id)
+            return failure.of_local(error, here=target.peer_id == self._fleet.peer_id)
         assert answer.started is not None  # else `end` has raised
         started = answer.started.model_copy(update={"prompt_tokens": last[0].prompt_tokens})
-        await self._announce(target, verdict, started, emit, progress)
+        await self._announce(target, started, emit, progress)
         for part in answer.parts:
             await emit(part)
         await emit(last[0])
         return None
 
-    async def _ask(self, target: str, model_hash: str, request: InferRequest, relay: EngineEmit) -> None:
+    async def _ask(self, target: _Target, request: InferRequest, relay: EngineEmit) -> None:
         """Run the request on a box, this one or a peer, within the job's deadlines."""
-        limits = hurried(self._timeouts, request)
-        if target == self._fleet.peer_id:
-            await watched(limits, lambda send: self._generate(model_hash, request, send), relay)
+        limits, peer = hurried(self._timeouts, request), target.peer_id
+        if peer == self._fleet.peer_id:
+            await watched(limits, lambda send: self._generate(request.model, request, send), relay)
         else:
-            await watched(limits, lambda send: self._fleet.infer(target, request, send), relay)
+            await watched(limits, lambda send: self._fleet.infer(peer, request, send), relay)
 
-    def _holding(self, target: str, model: str) -> ModelPresence | None:
-        """What a box holds of a model, by its own word."""
-        if target == self._fleet.peer_id:
-            return self._fleet.local_state(model).model
-        return next((peer.model for peer in self._fleet.peer_states(model) if peer.peer_id == target), None)
-
-    async def _announce(self, target: str, verdict: Verdict, started: Started, emit: Emit, progress: _Progress) -> None:
+    async def _announce(self, target: _Target, started: Started, emit: Emit, progress: _Progress) -> None:
         """Tell the client who serves, with the first token: until then another box could still take over."""
         before = progress.routed
         routed = Routed(
-            peer_id=target,
-            name=verdict.name,
-            local=target == self._fleet.peer_id,
+            peer_id=target.peer_id,
+            name=target.name,
+            local=target.peer_id == self._fleet.peer_id,
             model=started.model,
             model_hash=started.hash,
             prompt_tokens=started.prompt_tokens,
-            route=short_route(progress.verdicts, target),
+            route=short_route(progress.verdicts, target.peer_id),
             cut_tokens=started.cut_tokens,
             cut_messages=started.cut_messages,
+            substituted=target.substituted(started.model),
         )
         progress.routed = routed
         log.info("job.routed", served_by=routed.name, local=routed.local, route="; ".join(routed.route))
@@ -273,40 +293,45 @@ class JobRunner:
         else:
             await emit(Resumed(from_name=before.name, routed=routed))
 
-    async def _decide(self, job: Job, progress: _Progress) -> Decision:
+    async def _decide(self, job: Job, progress: _Progress) -> tuple[Decision, Survey]:
         """Decide; when nobody can serve but a neighbour that may is down, dial it and wait up to the connect limit."""
-        decision = self._decide_now(job, progress)
+        decision, survey = self._decide_now(job, progress)
         if decision.refusal == "no_capable_peer" and self._fleet.unheard():
             self._fleet.dial_now()
-            decision = self._decide_now(job, progress)
+            decision, survey = self._decide_now(job, progress)
             with trio.move_on_after(self._timeouts.connect):
                 while decision.refusal and self._fleet.unheard():
                     await self._fleet.wait_change()
-                    decision = self._decide_now(job, progress)
+                    decision, survey = self._decide_now(job, progress)
         progress.verdicts = list(decision.verdicts)
         self._chooser.note(job.request, job.policy, decision, time.time())
-        return decision
+        return decision, survey
 
-    def _decide_now(self, job: Job, progress: _Progress) -> Decision:
-        model, failed_here = job.request.model, self._fleet.peer_id in progress.failures
-        local, peers = self._fleet.local_state(model), self._fleet.peer_states(model)
-        decision = self._chooser.decide(job.request, job.policy, local, peers, failed_here=failed_here)
+    def _decide_now(self, job: Job, progress: _Progress) -> tuple[Decision, Survey]:
+        failed_here = self._fleet.peer_id in progress.failures
+        try:
+            survey = self._fleet.survey(job.request.model, job.substitution)
+        except ModelNameError as error:
+            raise BadRequestError(error.message, details={"param": "model"}) from None
+        decision = self._chooser.decide(job.request, job.policy, survey.local, survey.peers, failed_here=failed_here)
         if progress.failures:
-            decision = _without_failed(job, decision, progress, self._fleet)
-        return self._without_broken(job, decision)
+            decision = _without_failed(decision, progress, survey)
+        return self._without_broken(decision, survey), survey
 
-    def _without_broken(self, job: Job, decision: Decision) -> Decision:
+    def _without_broken(self, decision: Decision, survey: Survey) -> Decision:
         """The decision with those boxes taken out that keep failing at the model."""
-        now = trio.current_time()
+        now, order = trio.current_time(), set(decision.order)
         refusals: dict[str, str] = {}
-        for peer in decision.order:
-            held = self._holding(peer, job.request.model) if peer != self._fleet.peer_id else None
-            if held is not None and (reason := self.breaker.refusal(peer, held.hash, now)) is not None:
-                refusals[peer] = reason
+        for peer in survey.peers:
+            if peer.peer_id not in order or peer.model is None:
+                continue
+            if (reason := self.breaker.refusal(peer.peer_id, peer.model.hash, now)) is not None:
+                refusals[peer.peer_id] = reason
         return decision.without(refusals)
 
-    def _exhausted(self, progress: _Progress) -> AgentError:
-        return refusal.exhausted(self._fleet, progress.failures, interrupted=progress.routed is not None)
+    def _exhausted(self, progress: _Progress, survey: Survey) -> AgentError:
+        names = {survey.local.peer_id: survey.local.name, **{peer.peer_id: peer.name for peer in survey.peers}}
+        return refusal.exhausted(names, progress.failures, interrupted=progress.routed is not None)
 
 
 def _end(progress: _Progress, last: Finished | None = None) -> Finished:
@@ -347,10 +372,10 @@ def _continued(request: InferRequest, progress: _Progress) -> InferRequest:
     return request.model_copy(update={"prefix": request.prefix + progress.text, "sampling": sampling})
 
 
-def _without_failed(job: Job, decision: Decision, progress: _Progress, fleet: Neighbourhood) -> Decision:
+def _without_failed(decision: Decision, progress: _Progress, survey: Survey) -> Decision:
     """The decision with boxes that failed this job taken out."""
     needed = max((f.needs_context or 0 for f in progress.failures.values()), default=0)
-    held = {peer.peer_id: peer.model for peer in fleet.peer_states(job.request.model)}
+    held = {peer.peer_id: peer.model for peer in survey.peers}
 
     refused = {
         peer: "the prompt is longer than its context"

@@ -77,6 +77,12 @@ class ModelSpec(_Part):
         return self
 
 
+class AliasSpec(_Part):
+    """What a name stands for when a request asks for it: a content hash, a model's name, or another alias."""
+
+    model: Reference
+
+
 class PlacementSpec(_Part):
     """Where a model should be: on `replicas` of the boxes that the selector names, or on all of them."""
 
@@ -139,6 +145,13 @@ class ModelManifest(_Manifest):
     spec: ModelSpec
 
 
+class AliasManifest(_Manifest):
+    """A name of the fleet's own for a model."""
+
+    kind: Literal["Alias"]
+    spec: AliasSpec
+
+
 class PlacementManifest(_Manifest):
     """Where a model should be."""
 
@@ -171,6 +184,7 @@ class VersionManifest(_Manifest):
 #: Kind -> the first part of its path in the fleet document, and its schema.
 KINDS: Final[Mapping[str, tuple[str, type[BaseModel]]]] = {
     "Model": ("model", ModelManifest),
+    "Alias": ("alias", AliasManifest),
     "Placement": ("place", PlacementManifest),
     "Policy": ("policy", PolicyManifest),
     "Pipeline": ("pipe", PipelineManifest),

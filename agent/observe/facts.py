@@ -62,7 +62,7 @@ def gather(
         targets=tuple(neighbour.peer_id for neighbour in node.neighbours()),
         mdns=config.net.mdns,
         models=tuple(
-            ModelFact(held.name, held.state, held.error, unsaved=held.unsaved)
+            ModelFact(held.name, held.state, held.error, held.doubts, held.unsaved)
             for held in pool.models()
             if not held.engine
         ),

@@ -14,7 +14,7 @@ FEW_NUMBERS: Final = 1 << 20
 
 @dataclass(frozen=True)
 class ModelFact:
-    """A model this box is configured to hold.
+    """A model this box is configured to hold. `doubts` is what its name and its header disagree on.
 
     `unsaved` is why conversations with it cannot be kept on disk, empty where they can.
     """
@@ -22,6 +22,7 @@ class ModelFact:
     name: str
     state: str
     error: str | None
+    doubts: tuple[str, ...] = ()
     unsaved: str = ""
 
 

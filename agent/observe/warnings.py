@@ -60,6 +60,18 @@ def _models(facts: Facts) -> Iterator[Warning]:
             )
 
 
+def _doubts(facts: Facts) -> Iterator[Warning]:
+    for model in facts.models:
+        if model.doubts:
+            yield Warning(
+                "model_misnamed",
+                "warning",
+                f"model {model.name} is not what its name says",
+                f"{'; '.join(model.doubts)}. Requests get it by what its file's header says",
+                "give it a name that is true with models.name, or replace the file if it is the wrong one",
+            )
+
+
 def _conversations(facts: Facts) -> Iterator[Warning]:
     for model in facts.models:
         if model.unsaved:
@@ -404,6 +416,7 @@ def _is_loopback(addr: str) -> bool:
 
 _RULES: Final[tuple[Callable[[Facts], Iterator[Warning]], ...]] = (
     _models,
+    _doubts,
     _conversations,
     _engines,
     _outcast,

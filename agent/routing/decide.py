@@ -8,12 +8,17 @@ from typing import Final, Literal
 
 from agent.routing.pace import borrow_only, is_slow
 from agent.routing.score import Numbers, finish, numbers_of, preference
+from fleet.models.substitution import Match
 from fleet.net.messages import ModelPresence
 
 Policy = Literal["never", "prefer", "require"]
 
 #: What is said of a box that could be asked but is not among those that are.
 _NOT_NEEDED: Final = "not needed"
+#: The same of one whose model is further from what was asked for than this box's own.
+_LESSER: Final = "what it holds is further from what was asked for"
+#: Characters of a model's name in a reason.
+_SHORT_NAME: Final = 64
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,8 @@ class Ask:
 class PeerState:
     """A peer as this box knows it. `age` is seconds since its last presence, `rtt` seconds or None before a ping.
 
-    `model` is its holding of the model asked for, None when it does not hold it or (not `heard`) has never said.
+    `model` is what it holds that may answer, None when there is nothing or it (not `heard`) has never said. `match` is
+    how that fits what was asked for, and `choice` how well: 0 is the best that there is, and what is less comes after.
     `refused`: it turned this box's key away at the last attempt to connect. `best_rate` is the best of all its models,
     `asked` how many jobs this box has there now; `health` and `record` are 0..1 (see `agent.routing.score`).
     `refusing` says why it takes no jobs now, by its own word.
@@ -63,6 +69,8 @@ class PeerState:
     health: float = 1.0
     record: float = 0.0
     refusing: str = ""
+    match: Match | None = None
+    choice: int = 0
 
     @property
     def may_hold(self) -> bool:
@@ -72,7 +80,8 @@ class PeerState:
 
 @dataclass(frozen=True)
 class LocalState:
-    """This box's own holding of the model asked for; `model` is None when it does not hold it.
+    """What this box holds itself that may answer; `model` is None when there is nothing. For `match` and `choice` see
+    PeerState.
 
     `slow` is what `agent.routing.pace` makes of its rate, None to go by the threshold alone.
     """
@@ -82,11 +91,15 @@ class LocalState:
     model: ModelPresence | None
     slow: bool | None = None
     health: float = 1.0
+    match: Match | None = None
+    choice: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What was decided about one box, and why, in words that fit a header. `numbers` where it holds the model."""
+    """What was decided about one box, and why, in words that fit a header. `numbers` where it holds the model; `choice`
+    says how well that fits, 0 the best.
+    """
 
     peer_id: str
     name: str
@@ -94,6 +107,7 @@ class Verdict:
     reason: str
     decode_rate: float | None = None
     numbers: Numbers | None = None
+    choice: int = 0
 
     def __str__(self) -> str:
         return f"{self.name}={self.reason}"
@@ -138,6 +152,10 @@ def decide(ask: Ask, local: LocalState, peers: Sequence[PeerState], rules: Rules
     has been measured; where this box cannot run the job it is asked, after those that are equal but known.
 
     A box whose best rate is below `borrow_only_below` is asked by nobody; it still serves itself.
+
+    All this is among boxes whose models fit what was asked for equally well (`choice`). Those with one that fits better
+    come before all others, this box included, unless they refuse jobs now; those with one that fits less come after
+    all others, and not before this box has failed.
     """
     here = _judge_local(ask.policy, local)
     if ask.policy == "never":
@@ -151,15 +169,19 @@ def decide(ask: Ask, local: LocalState, peers: Sequence[PeerState], rules: Rules
         if ask.policy == "require":
             verdicts = [_fast_enough(v, rules.threshold) for v in verdicts]
             able = [v for v in verdicts if v.accepted]
-            order = sorted(able, key=lambda v: (v.decode_rate is None, _preference(v, ask.spread)))
+            order = sorted(able, key=lambda v: (v.choice, v.decode_rate is None, _preference(v, ask.spread)))
         else:
-            order = sorted(able, key=lambda v: _preference(v, ask.spread))
+            order = sorted(able, key=lambda v: _order(v, ask.spread))
         return Decision(_ids(order), (here, *verdicts), "" if order else "no_capable_peer")
+    fitting = sorted((v for v in verdicts if _fits_better(v, here)), key=lambda v: _order(v, ask.spread))
     slow = is_slow(here.decode_rate, rules.threshold, False) if local.slow is None else local.slow
     if not slow and own.jobs < own.slots:
-        return Decision((local.peer_id,), (here, *(_left_out(v, _NOT_NEEDED) for v in verdicts)))
-    verdicts = [_better(v, here.decode_rate if slow else None, rules.threshold) for v in verdicts]
-    able = sorted((v for v in verdicts if v.accepted), key=lambda v: _preference(v, ask.spread))
+        rest = (v if _fits_better(v, here) else _left_out(v, _needless(v, here)) for v in verdicts)
+        return Decision(_ids([*fitting, here]), (here, *rest))
+    own_rate = here.decode_rate if slow else None
+    verdicts = [_beside(v, here, own_rate, rules.threshold) for v in verdicts]
+    able = [v for v in verdicts if v.accepted and not _fits_better(v, here)]
+    able.sort(key=lambda v: _order(v, ask.spread))
     done = finish(own)
     sooner: list[Verdict] = []
     later: list[Verdict] = []
@@ -167,8 +189,8 @@ def decide(ask: Ask, local: LocalState, peers: Sequence[PeerState], rules: Rules
         numbers = _known(verdict)
         (later if numbers.refusing or finish(numbers) >= done else sooner).append(verdict)
     why = _rate(here.decode_rate) if slow else f"{own.jobs} jobs on {own.slots} slots"
-    here = replace(here, reason=f"holds the model, {why}")
-    return Decision(_ids([*sooner, here, *later]), (here, *verdicts))
+    here = replace(here, reason=f"{here.reason}, {why}")
+    return Decision(_ids([*fitting, *sooner, here, *later]), (here, *verdicts))
 
 
 def _judge_local(policy: Policy, local: LocalState) -> Verdict:
@@ -176,12 +198,12 @@ def _judge_local(policy: Policy, local: LocalState) -> Verdict:
     if model is None:
         return Verdict(local.peer_id, local.name, False, "does not hold the model")
     numbers = numbers_of(model, health=local.health, rtt=0.0, record=1.0, remote=False)
-    found = Verdict(local.peer_id, local.name, False, "cannot load the model", model.decode_rate, numbers)
+    found = Verdict(local.peer_id, local.name, False, "cannot load the model", model.decode_rate, numbers, local.choice)
     if model.state == "failed":
         return found
     if policy == "require":
         return replace(found, reason="offload is required")
-    return replace(found, accepted=True, reason="holds the model")
+    return replace(found, accepted=True, reason=f"holds {_what(model, local.match) or 'the model'}")
 
 
 def _judge_peer(ask: Ask, peer: PeerState, rules: Rules) -> Verdict:
@@ -201,9 +223,17 @@ def _judge_peer(ask: Ask, peer: PeerState, rules: Rules) -> Verdict:
             refusing=bool(peer.refusing),
         )
     obstacle = _obstacle(peer, rules)
+    other = _what(model, peer.match)
     reason = obstacle or (f"busy: {peer.refusing}" if peer.refusing else "candidate")
+    if other and not (obstacle or peer.refusing):
+        reason = f"candidate, has {other}"
     rate = model.decode_rate if model else None
-    return Verdict(peer.peer_id, peer.name, not obstacle, reason, rate, numbers)
+    return Verdict(peer.peer_id, peer.name, not obstacle, reason, rate, numbers, peer.choice)
+
+
+def _what(model: ModelPresence | None, match: Match | None) -> str:
+    """The name of a model that is another than was asked for; empty of one that is not."""
+    return model.name[:_SHORT_NAME] if model is not None and match is not None and match.substituted else ""
 
 
 def _obstacle(peer: PeerState, rules: Rules) -> str:
@@ -245,9 +275,28 @@ def _better(verdict: Verdict, own: float | None, threshold: float) -> Verdict:
 
 
 def _left_out(verdict: Verdict, reason: str) -> Verdict:
-    if not verdict.accepted:
-        return verdict
-    return Verdict(verdict.peer_id, verdict.name, False, reason, verdict.decode_rate, verdict.numbers)
+    return replace(verdict, accepted=False, reason=reason) if verdict.accepted else verdict
+
+
+def _fits_better(verdict: Verdict, here: Verdict) -> bool:
+    """Whether a box may be asked before this one because what it holds is nearer to what was asked for."""
+    return verdict.accepted and verdict.choice < here.choice and not _known(verdict).refusing
+
+
+def _needless(verdict: Verdict, here: Verdict) -> str:
+    return _LESSER if verdict.choice > here.choice else _NOT_NEEDED
+
+
+def _beside(verdict: Verdict, here: Verdict, own: float | None, threshold: float) -> Verdict:
+    """For a box that is slow or busy itself; `own` as `_better` has it."""
+    if verdict.choice > here.choice:
+        return _left_out(verdict, _LESSER)
+    return _better(verdict, own, threshold) if verdict.choice == here.choice else verdict
+
+
+def _order(verdict: Verdict, spread: str) -> tuple[int | float | bool | str, ...]:
+    """What boxes are sorted by: those that refuse come last, then how well their models fit, then how good they are."""
+    return (_known(verdict).refusing, verdict.choice, *_preference(verdict, spread))
 
 
 def _preference(verdict: Verdict, spread: str) -> tuple[int | float | bool | str, ...]:

@@ -151,5 +151,6 @@ def _candidate_facts(verdict: Verdict, rank: int | None) -> dict[str, object]:
         "rank": rank,
         "reason": verdict.reason,
         "decode_rate": verdict.decode_rate,
+        "choice": verdict.choice,
         **known,
     }

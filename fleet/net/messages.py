@@ -62,11 +62,15 @@ class Hello(_Wire):
 class ModelPresence(_Wire):
     """One model a box holds. Rates are tokens per second, None until measured; `queued` counts waiting jobs.
 
-    `free_cells` is how many tokens its cache has room for now, None where the box cannot tell.
+    `free_cells` is how many tokens its cache has room for now, None where the box cannot tell. `reads` is a name that
+    says which model it is, by its file too (`fleet.models.described`); empty where that is not known, None from a box
+    that is too old to say. `named` is whether somebody chose `name`, as against a file that happens to be called so.
     """
 
     hash: ModelHash
     name: ModelName
+    reads: str | None = Field(default=None, max_length=MAX_MODEL_NAME)
+    named: bool = True
     state: Literal["idle", "loading", "loaded", "failed"]
     context_tokens: int = Field(ge=0, le=1 << 30)
     decode_rate: float | None = Field(default=None, ge=0, le=1e6, allow_inf_nan=False)

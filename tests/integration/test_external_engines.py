@@ -119,6 +119,24 @@ async def in_thread(event: threading.Event) -> None:
 # --- found -----------------------------------------------------------------------------------------------------------
 
 
+def test_what_a_server_says_of_a_model_is_told_to_others_as_what_it_reads_as(tmp_path: Path) -> None:
+    """The name says neither size nor quantisation; what the server states beside it does."""
+
+    async def scenario() -> None:
+        with serving(Fake("ollama", models=["smollm2:instruct", "mine"])) as fake:
+            servers = [ExternalEngineConfig(url=fake.url, kind="ollama")]
+            pool = EnginePool([], EngineConfig(), tmp_path, lambda: None, engines=servers, box=BOX)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(pool.run)
+                known = {held.name: held for held in pool.models()}
+                assert known["smollm2:instruct"].reads == "smollm-2-134.5m-instruct-q4_1"
+                assert known["mine"].reads == ""
+                assert all(held.named and not held.doubts for held in known.values())
+                nursery.cancel_scope.cancel()
+
+    run(scenario)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("told", [True, False])
 def test_each_kind_is_recognised_listed_and_used(kind: str, told: bool) -> None:

@@ -27,11 +27,14 @@ from agent.errors import (
 )
 from agent.jobs.active import ActiveJobs
 from agent.jobs.job import Job, JobEvent, Resumed, Routed
+from agent.jobs.neighbourhood import Survey
 from agent.jobs.run import JobRunner
 from agent.jobs.watch import EngineEmit
 from agent.routing.decide import LocalState, PeerState
+from agent.routing.offers import Names, Offers
 from fleet.errors import PeerUnreachableError as LinkBrokenError
 from fleet.errors import RemoteError
+from fleet.models.substitution import Substitution
 from fleet.net.messages import ChatMessage, Delta, Finished, InferRequest, ModelPresence, Sampling, Started
 
 HASH = "sha256:" + "1" * 64
@@ -62,6 +65,12 @@ class Fleet:
 
     def local_state(self, model: str) -> LocalState:
         return LocalState("me", "here", holding() if self.local and model == "m" else None)
+
+    def survey(self, asked: str, substitution: Substitution | None) -> Survey:
+        everything = [holding()] if self.local else []
+        everything += [self._held(name, rank) for rank, name in enumerate(self.peers)]
+        choice = Offers().select(asked, substitution or "none", everything, Names()).choice
+        return Survey(choice, self.local_state(asked), self.peer_states(asked))
 
     def local_problem(self, model: str) -> ModelLoadError | None:
         return self.problem

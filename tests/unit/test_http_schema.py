@@ -55,6 +55,19 @@ def test_a_plain_chat_takes_the_defaults_of_the_box() -> None:
     assert asked.job.request.job == "job-1"
 
 
+@pytest.mark.parametrize(
+    ("value", "allowed"), [(None, None), ("none", "none"), ("Quant", "quant"), (" family", "family")]
+)
+def test_a_client_says_what_may_stand_in_for_its_model(value: str | None, allowed: str | None) -> None:
+    assert chat({"x-shoal-substitution": value} if value else {}).job.substitution == allowed
+
+
+def test_a_substitution_that_does_not_exist_is_refused_with_those_that_do() -> None:
+    error = refusal(chat, {"x-shoal-substitution": "quants\u00fc"})
+    assert error.details == {"param": "X-Shoal-Substitution", "allowed": ["none", "quant", "family"]}
+    assert "none, quant, family" in error.message
+
+
 def test_sampling_fields_are_passed_on() -> None:
     asked = chat(temperature=0, top_p=0, seed=7, stop=["a", "b"], max_tokens=5)
     sampling = asked.job.request.sampling

@@ -28,7 +28,9 @@ def test_the_same_request_has_the_same_fingerprint_whatever_its_id() -> None:
     assert first.request.job == "job-1"
 
 
-@pytest.mark.parametrize("other", [job(prompt="ho"), job(policy="never"), job(on_interrupt="resume")])
+@pytest.mark.parametrize(
+    "other", [job(prompt="ho"), job(policy="never"), job(on_interrupt="resume"), job(substitution="quant")]
+)
 def test_another_request_has_another_fingerprint(other: Job) -> None:
     assert with_key(other, "k").fingerprint != with_key(job(), "k").fingerprint
     assert with_key(other, "k").once == with_key(job(), "k").once

@@ -45,7 +45,7 @@ def test_what_is_not_given_is_not_written() -> None:
     [
         ("kind: Modle\nname: a\nspec: {}\n", "m.yaml:1: unknown kind 'Modle'; did you mean 'Model'?"),
         ("kind: model\nname: a\nspec: {}\n", "m.yaml:1: unknown kind 'model'; did you mean 'Model'?"),
-        ("name: a\nspec: {}\n", "m.yaml:1: kind is missing; kinds: Model, Placement, Policy, Pipeline, Version"),
+        ("name: a\nspec: {}\n", "m.yaml:1: kind is missing; kinds: Model, Alias, Placement, Policy, Pipeline, Version"),
         ("kind: [Model]\nname: a\n", "m.yaml:1: unknown kind \"['Model']\"; did you mean 'Model'?"),
         ("- kind: Model\n", "m.yaml:1: a manifest is a mapping with the keys kind, name, spec"),
         ("kind: Model\nname: a\n", "m.yaml:1: spec is missing"),

@@ -71,6 +71,7 @@ VALUES = st.sampled_from(
 KEYS = sorted({key for schema in SCHEMAS.values() for key in schema["properties"]["spec"]["properties"]} | {"nonsense"})
 VALID: dict[str, dict[str, Any]] = {
     "Model": {"source": "x"},
+    "Alias": {"model": "m"},
     "Placement": {"model": "m"},
     "Policy": {"mode": "members"},
     "Pipeline": {"topics": ["t"], "model": "m", "prompt": "p", "publish": "o"},

@@ -52,6 +52,9 @@ def test_a_box_that_is_well_has_no_warnings() -> None:
 UNWELL = [
     ("model_failed", "error", replace(WELL, models=(ModelFact("smol", "failed", "the file is truncated"),)),
      ["smol", "the file is truncated", "shoal models retry smol"]),
+    ("model_misnamed", "warning",
+     replace(WELL, models=(ModelFact("gemma-2b", "idle", None, ("the name says 2B, the header 268M",)),)),
+     ["gemma-2b", "the name says 2B, the header 268M", "models.name"]),
     ("conversations_unsaved", "warning",
      replace(WELL, models=(ModelFact("smol", "loaded", None, unsaved="No space left on device"),)),
      ["smol", "No space left on device", "state folder", "engine.session_cache_mib"]),
