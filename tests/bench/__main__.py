@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import sys
 
-#: The engine's has a target and options of its own: it builds llama-server, and takes a quarter of an hour.
+#: The others have targets of their own: the engine's builds llama-server, and each takes a quarter of an hour.
 USUAL = ("borrow", "document")
-NAMES = (*USUAL, "engine")
+NAMES = (*USUAL, "engine", "delegation")
 
 
 def main(names: list[str]) -> int:
