@@ -68,8 +68,8 @@ class Failure:
     """One attempt's end.
 
     `reason` fits a header. `eta_s` is in how many seconds a box that is `overloaded` would have been done, by its word,
-    where it says so and that can be. `final` is the error to raise at once, None if others may be asked. `claim` is the error
-    to raise if all that were asked claim the same. `needs_context`: the prompt has so many tokens, so boxes whose
+    where it says so and that can be. `final` is the error to raise at once, None if others may be asked. `claim` is the
+    error to raise if all that were asked claim the same. `needs_context`: the prompt has so many tokens, so boxes whose
     context has no more are not asked. `code` is the error's; a peer may send any text of up to 64 characters as one.
     """
 
