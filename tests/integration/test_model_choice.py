@@ -163,3 +163,24 @@ def test_b38_another_quantisation_is_refused_with_what_there_is_and_where_allowe
 
     sensor.allow(peer_id_of("pos-1"))
     trio.run(scenario)
+
+
+def test_a_lender_substitutes_nothing_by_itself(pair: list[Agent]) -> None:
+    """Not even where its own clients may have a substitute."""
+    _, jetson = pair
+    asker = peer_id_of("pos-2")
+    body = {"v": 1, "job": "job-1", "kind": "completion", "prompt": "Once", "route": [asker]}
+
+    async def scenario() -> None:
+        async with peer("pos-2", [jetson]) as me:
+            for model in ("smollm2:135m-instruct", "smollm2-135m-instruct-q5_k_m"):
+                events, error = await me.infer(jetson, {**body, "model": model})
+                assert events == []
+                assert error is not None
+                assert error.remote_code == "model_not_held"
+            events, error = await me.infer(jetson, {**body, "model": OWN, "sampling": {"max_tokens": 1}})
+            assert error is None
+            assert events[0]["model"] == OWN
+
+    jetson.allow(asker)
+    trio.run(scenario)
