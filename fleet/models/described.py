@@ -275,7 +275,7 @@ def _is_short_for(named: int | None, stated: int | None) -> bool:
         return False
     short, long = str(named).rstrip("0"), str(stated).rstrip("0")
     unit = 10 ** (len(str(named)) - len(short))
-    return len(short) < len(long) and named in (round(stated / unit) * unit, stated // unit * unit)
+    return len(short) < len(long) and named in ((stated + unit // 2) // unit * unit, stated // unit * unit)
 
 
 def _origins(model: ModelName, found: Mapping[str, Origin]) -> dict[str, Origin]:

@@ -26,9 +26,16 @@ def canonical_name(name: str) -> str:
     if not name.isprintable():
         return name
     stem = name.rsplit("/", 1)[-1]
-    # KELVIN SIGN is the one letter whose lower case is ASCII though itself is not: it stays what it is.
-    lower = stem.lower() if stem.isascii() else "".join(c if ord(c) == 0x212A else c.lower() for c in stem)
+    lower = stem.lower() if stem.isascii() else "".join(map(_lower, stem))
     return lower.removesuffix(_SUFFIX)
+
+
+def _lower(letter: str) -> str:
+    """KELVIN SIGN is the one letter whose lower case is ASCII though itself is not, and some become two letters, with
+    which a name could be longer than names may be: these stay what they are.
+    """
+    lower = letter.lower()
+    return letter if ord(letter) == 0x212A or len(lower) != 1 else lower
 
 
 def matches(reference: str, *, model_hash: str, name: str) -> bool:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleet.models.described import Described, Stated, describe
+from fleet.models.described import Described, Stated, _is_short_for, describe
 from fleet.models.gguf import read_facts
 from fleet.models.name import MAX_NAME, ModelName, ModelNameError, parse_name
 from tests.corpus.gguf.build import llama
@@ -211,3 +211,18 @@ def test_b37_any_header_gives_a_model_that_others_read_the_same_or_one_of_no_fam
         assert described.told == ""
     assert described.origins.keys() == describe("x").origins.keys()
     assert isinstance(described.model, ModelName)
+
+
+@pytest.mark.parametrize(
+    ("named", "stated", "short"),
+    [
+        (135, 134.5, True),
+        (135, 134.4, False),
+        (1000, 1235.8, True),
+        (134, 134.5, True),
+        (270, 268.1, True),
+        (7, 7, False),
+    ],
+)
+def test_a_size_that_people_say_is_rounded_or_cut(named: float, stated: float, short: bool) -> None:
+    assert _is_short_for(round(named * 1e6), round(stated * 1e6)) == short

@@ -119,3 +119,8 @@ def test_names_are_compared_in_any_case_and_without_folders() -> None:
     assert canonical_name("Shop/BÜRO-Ä.GGUF") == "büro-ä"
     assert canonical_name("a/b/C.gguf") == "c"
     assert canonical_name("\u212a") == "\u212a"
+
+
+def test_a_canonical_name_is_never_longer_than_the_name() -> None:
+    assert canonical_name("İ" * 256) == "İ" * 256
+    assert canonical_name("ÄÖ-\u212a") == "äö-\u212a"
