@@ -87,8 +87,8 @@ class Sampler:
         return self._enforcer is not None and self._enforcer.finished
 
     def sample(self, logits: np.ndarray) -> int:
-        """The next token. Raises EngineError where the grammar leaves none, BadRequestError where it leaves too many
-        ways open, or none but tokens that `logit_bias` bans."""
+        """The next token. Raises BadRequestError where the grammar leaves none, leaves too many ways open, or leaves
+        none but tokens that `logit_bias` bans."""
         token = self._choose(logits, None)
         if self._enforcer is not None:
             if not self._enforcer.takes(token):

@@ -225,11 +225,7 @@ def _bind_to_parent(parent: int) -> None:
 def _sessions(load: Load) -> Sessions | None:
     if not load.sessions or load.session_bytes <= 0:
         return None
-    try:
-        return Sessions(Path(load.sessions), load.session_bytes, f"llama-cpp-python {llama_cpp.__version__}")
-    except OSError as error:
-        sys.stderr.write(f"conversations are not kept: {load.sessions}: {error.strerror}\n")
-        return None
+    return Sessions(Path(load.sessions), load.session_bytes, f"llama-cpp-python {llama_cpp.__version__}")
 
 
 def main(fd: int, parent: int) -> None:
