@@ -61,15 +61,15 @@ def rule_of(schema: object, grammar: Grammar, param: str) -> str:
 
 def _weight(value: object, most: int) -> int:
     """Names, letters and values in a value; as much as has been counted once that is more than `most`."""
-    weight, todo = 0, [value]
-    while todo and weight <= most:
-        one = todo.pop()
+    weight, pending = 0, [value]
+    while pending and weight <= most:
+        one = pending.pop()
         weight += 3 + (len(one) if isinstance(one, str | list | dict) else 0)
         if isinstance(one, dict):
             weight += sum(map(len, one))
-            todo += one.values()
+            pending += one.values()
         elif isinstance(one, list):
-            todo += one
+            pending += one
     return weight
 
 

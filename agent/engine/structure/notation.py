@@ -228,13 +228,13 @@ class Grammar:
     def _but(self, tree: dict[str, dict[str, object]], plain: str) -> str:
         # Written from the leaves to the root, without recursion: a name may have a thousand letters.
         made: dict[int, str] = {}
-        todo: list[tuple[dict[str, object], bool]] = [(tree, False)]  # type: ignore[list-item]  # a tree of trees
-        while todo:
-            node, ready = todo.pop()
+        pending: list[tuple[dict[str, object], bool]] = [(tree, False)]  # type: ignore[list-item]  # a tree of trees
+        while pending:
+            node, ready = pending.pop()
             children = {char: child for char, child in node.items() if char}
             if not ready:
-                todo.append((node, True))
-                todo += [(child, False) for child in children.values()]  # type: ignore[misc]
+                pending.append((node, True))
+                pending += [(child, False) for child in children.values()]  # type: ignore[misc]
                 continue
             options = [f"{literal(char)} {made[id(child)]}" for char, child in children.items() if char not in '"\\']
             others = {*children, '"', "\\"}

@@ -113,15 +113,15 @@ def _known(value: Mapping[str, object], names: Sequence[str], where: str) -> Non
 
 
 def _too_deep(value: object) -> bool:
-    todo = [(value, 0)]
-    while todo:
-        one, depth = todo.pop()
+    pending = [(value, 0)]
+    while pending:
+        one, depth = pending.pop()
         if depth > _MAX_NESTING:
             return True
         if isinstance(one, dict):
-            todo += [(inner, depth + 1) for inner in one.values()]
+            pending += [(inner, depth + 1) for inner in one.values()]
         elif isinstance(one, list):
-            todo += [(inner, depth + 1) for inner in one]
+            pending += [(inner, depth + 1) for inner in one]
     return False
 
 
