@@ -45,6 +45,11 @@ class Forecast:
         """Seconds after which a job that is refused now may find room: one job will have left by then."""
         return max(1, math.ceil((self.job_seconds or JOB_SECONDS) / self.slots))
 
+    def come_back(self, request: InferRequest) -> int:
+        """Seconds after which a job that was refused may be taken: there is room then, and it would be in time."""
+        late = 0.0 if request.deadline_ms is None else self.done_in(request) - request.deadline_ms / 1000
+        return max(self.retry_after, math.ceil(late))
+
     def too_late(self, request: InferRequest) -> str | None:
         """Why the job cannot be done by its deadline, None where it may be."""
         if request.deadline_ms is None or (eta := self.done_in(request)) * 1000 <= request.deadline_ms:

@@ -159,7 +159,7 @@ class Workload:
             raise OverloadedError(
                 problem,
                 details={"queued": self.queued, "running": self.running, "eta_s": round(forecast.done_in(request), 1)},
-                retry_after=forecast.retry_after,
+                retry_after=forecast.come_back(request),
             )
 
     def _forecast(self, ahead: int) -> Forecast:

@@ -36,6 +36,8 @@ def test_a_job_that_cannot_be_in_time_is_told_how_long_it_would_take() -> None:
     assert busy.too_late(request(deadline_ms=None)) is None
     assert busy.too_late(request(deadline_ms=12_000)) is None
     words = busy.too_late(request(deadline_ms=11_999))
+    assert busy.come_back(request(deadline_ms=2_000)) == 10
+    assert busy.come_back(request(deadline_ms=None)) == busy.retry_after == 4
     assert words == "it would be done in about 12.0 s and has 11.999 s left (2 jobs wait before it, 1 run)"
 
 

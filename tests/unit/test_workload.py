@@ -170,7 +170,7 @@ def test_b40_a_job_that_cannot_be_done_by_its_deadline_is_refused_at_once_and_to
         with pytest.raises(OverloadedError, match=r"too little time for m: .* in about 8.0 s and has 2 s") as refused:
             box.admit(deadline_ms=2_000)
         assert refused.value.details["eta_s"] == 8.0
-        assert refused.value.retry_after == 4
+        assert refused.value.retry_after == 6, "by then it would be in time"
         assert box.jobs.queued == 1
 
     with_box(story)

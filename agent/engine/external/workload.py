@@ -111,7 +111,7 @@ class Workload:
             raise OverloadedError(
                 f"no more jobs are taken now: {reason}",
                 details={"queued": queued, "running": self.running, "eta_s": round(forecast.done_in(request), 1)},
-                retry_after=forecast.retry_after,
+                retry_after=forecast.come_back(request),
             )
 
     def add(self, job: ExternalJob) -> None:
