@@ -112,8 +112,6 @@ class Sampler:
             if not left and enforcer.allowed(logits):
                 message = "logit_bias bans every token that the grammar or schema allows here"
                 raise BadRequestError(message, details={"param": "logit_bias"})
-        if not left:
-            raise EngineError("the model has no token for what the grammar wants here")
         return left
 
     def _choose(self, logits: np.ndarray, tokens: Sequence[int] | None) -> int:
