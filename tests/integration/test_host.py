@@ -451,6 +451,24 @@ def test_b28_a_key_that_is_no_longer_allowed_gets_no_new_link_on_an_old_connecti
     run(scenario)
 
 
+@pytest.mark.parametrize("kind", ["rsa", "secp256k1"])
+def test_a_key_of_a_kind_that_no_box_has_is_turned_away_and_others_get_in(kind: str) -> None:
+    async def scenario() -> None:
+        client = host_of("client")
+        async with server() as (address, process), client.run():
+            stranger = await trio.run_process(
+                [sys.executable, str(Path(__file__).with_name("_libp2p_stranger.py")), kind, address],
+                capture_stdout=True,
+                capture_stderr=True,
+            )
+            assert stranger.stdout.decode().startswith("refused ")
+            link = await client.open_link(SERVER, [address], timeout=10)
+            await link.close()
+            assert process.poll() is None
+
+    run(scenario)
+
+
 def test_our_own_gate_is_asked_before_a_socket_is_opened() -> None:
     async def scenario() -> None:
         client = host_of("client", allowed=lambda peer_id: False)
