@@ -18,9 +18,14 @@ demo: ## install, then let a box without a model borrow one (ARGS=--json for a m
 	@$(DEMO)
 	$(BIN)/shoal demo $(ARGS)
 
+# What fails beside others on a crowded machine is tried once more by itself; what fails twice has failed.
 test: ## every test that needs no Docker
 	@$(DEV)
-	$(BIN)/python -m pytest -m "not docker" -n auto --maxprocesses 4 --dist worksteal $(ARGS)
+	@echo '$(BIN)/python -m pytest --cache-clear -m "not docker" -n auto --maxprocesses 4 --dist worksteal $(ARGS)'
+	@$(BIN)/python -m pytest --cache-clear -m "not docker" -n auto --maxprocesses 4 --dist worksteal $(ARGS) || { \
+		[ $$? -eq 1 ] || exit 1; \
+		echo '== failed beside others: the same tests once more, alone'; \
+		$(BIN)/python -m pytest -m "not docker" -n 0 --maxfail 1 --last-failed --last-failed-no-failures none; }
 
 behaviours: ## the tests of the promises in docs/behaviours.md, and how each stands
 	@$(DEV)

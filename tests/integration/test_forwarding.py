@@ -530,7 +530,7 @@ def test_clients_are_told_when_a_box_stops_before_their_jobs_are_done(tmp_path: 
         with streaming(client, jetson, max_tokens=3000) as own:
             stream = Stream(own)
             assert stream.next_text()
-            waiting = pool.submit(ask, jetson)
+            waiting = pool.submit(ask, jetson, max_tokens=3000)
             wait_until(lambda: jobs_running(jetson) == 2)
             jetson.send(signal.SIGTERM)
             if how == "a second signal":
