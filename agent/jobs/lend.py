@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import datetime, time
+from datetime import datetime
 from typing import Final
 
 import structlog
@@ -11,8 +11,9 @@ import trio
 
 from agent.config import LendConfig, LendTermsConfig, TimeoutsConfig
 from agent.errors import AgentError, ContextLengthError, EngineError, OverloadedError
+from agent.hours import read_hours
 from agent.jobs.active import ActiveJobs
-from agent.jobs.lending import Hours, Lending, Terms
+from agent.jobs.lending import Lending, Terms
 from agent.jobs.neighbourhood import Generate, Neighbourhood
 from agent.jobs.watch import EngineEvent, hurried, watched
 from agent.log import bound_job
@@ -109,7 +110,7 @@ class Lender:
 
 def lending_of(config: LendConfig) -> Lending:
     """What a configuration lends to whom."""
-    quiet = [Hours(*map(time.fromisoformat, span.split("-"))) for span in config.quiet_hours]
+    quiet = read_hours(config.quiet_hours)
     own = {peer: _terms(terms) for peer, terms in config.boxes.items()}
     return Lending(config.enabled, quiet, _terms(config), own)
 

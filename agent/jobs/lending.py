@@ -10,34 +10,15 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, time, timedelta
+from datetime import datetime
 from typing import Final
+
+from agent.hours import Hours
 
 #: Boxes whose use is remembered; those that asked longest ago are forgotten, and start with full budgets.
 _REMEMBERED: Final = 4096
 MINUTE: Final = 60.0
 DAY: Final = 86400.0
-
-
-@dataclass(frozen=True)
-class Hours:
-    """A daily span of local time, `start` included and `end` not; one that ends before it starts goes over midnight."""
-
-    start: time
-    end: time
-
-    def holds(self, at: time) -> bool:
-        """Whether a time of day is in the span; equal ends mean the whole day."""
-        if self.start < self.end:
-            return self.start <= at < self.end
-        return at >= self.start or at < self.end
-
-    def seconds_left(self, now: datetime) -> int:
-        """Seconds from `now`, which is in the span, to its end."""
-        end = datetime.combine(now.date(), self.end, now.tzinfo)
-        if end <= now:
-            end += timedelta(days=1)
-        return math.ceil((end - now).total_seconds())
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from agent.config import Label
+from agent.hours import SPAN
+from agent.manifests.selector import is_selector
 from fleet.document.bodies import is_scope
 from fleet.models.reference import is_hash
 
@@ -47,7 +49,15 @@ Version = Annotated[str, _text(_VERSION.fullmatch, "must be a version such as 1.
 #: A content hash or a name, as a request names a model.
 Reference = Annotated[str, Field(min_length=1, max_length=256)]
 Replicas = Annotated[int | str, BeforeValidator(_replicas)]
+Copies = Annotated[int, Field(ge=1, le=_MAX_REPLICAS)]
 Topic = Annotated[str, Field(min_length=1, max_length=256)]
+Root = Annotated[str, _text(re.compile(r"[0-9a-f]{64}").fullmatch, "must be 64 hex digits, lower case")]
+Where = Annotated[
+    str, _text(is_selector, "must be terms such as site=berlin, ram>=2GB, cpus>=4 or arch=aarch64, joined by commas")
+]
+Span = Annotated[str, _text(re.compile(SPAN).fullmatch, "must be a span of local time such as 22:00-06:00")]
+#: Bytes of the largest file that can travel.
+_MAX_BYTES: Final = 1 << 40
 
 
 class _Part(BaseModel):
@@ -60,10 +70,22 @@ class Selector(_Part):
     labels: dict[Label, Label] = Field(default_factory=dict, max_length=32)
 
 
+class BoxSelector(Selector):
+    """Which boxes: those that have all of these labels and of which every term of `where` holds."""
+
+    where: Where | None = None
+
+
 class ModelSpec(_Part):
-    """A model the fleet knows: by content hash, or by where it comes from (URL, hub reference); at best both."""
+    """A model the fleet knows: by content hash, or by where it comes from (URL, hub reference); at best both.
+
+    It can travel between boxes where `root`, `algorithm` and `size_bytes` say how its blocks are checked.
+    """
 
     hash: Hash | None = None
+    size_bytes: int | None = Field(default=None, ge=1, le=_MAX_BYTES)
+    root: Root | None = None
+    algorithm: Literal["sha256", "blake3"] | None = None
     source: str | None = Field(default=None, min_length=1, max_length=1024)
     family: str | None = Field(default=None, min_length=1, max_length=64)
     size: str | None = Field(default=None, min_length=1, max_length=32)
@@ -74,6 +96,8 @@ class ModelSpec(_Part):
     def _says_which(self) -> ModelSpec:
         if self.hash is None and self.source is None:
             raise PydanticCustomError("manifest", "needs hash or source, or nobody knows which model is meant")
+        if self.root is not None and (self.hash is None or self.size_bytes is None):
+            raise PydanticCustomError("manifest", "root needs hash and size_bytes beside it")
         return self
 
 
@@ -84,11 +108,38 @@ class AliasSpec(_Part):
 
 
 class PlacementSpec(_Part):
-    """Where a model should be: on `replicas` of the boxes that the selector names, or on all of them."""
+    """Where a model should be: on all boxes that the selector means, or on `max` of them. `min` copies are kept when a
+    box that has one is gone, as far as `max` allows. `replicas` N is short for both, `all` for neither.
+    """
 
     model: Reference
-    selector: Selector = Selector()
-    replicas: Replicas = 1
+    selector: BoxSelector = BoxSelector()
+    min: Copies | None = None
+    max: Copies | None = None
+    replicas: Replicas | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> PlacementSpec:
+        if self.replicas is not None and (self.min is not None or self.max is not None):
+            raise PydanticCustomError("manifest", "replicas stands for min and max; give it alone or leave it out")
+        return self
+
+
+class TransferRule(_Part):
+    """When models travel to and from the boxes that the selector means, and how fast these give them (bytes a second).
+    Over a `metered` link without hours nothing is fetched.
+    """
+
+    selector: BoxSelector = BoxSelector()
+    hours: tuple[Span, ...] = Field(default=(), max_length=8)
+    metered: bool = False
+    upload_rate: int | None = Field(default=None, ge=1024, le=1 << 40)
+
+
+class TransferPolicySpec(_Part):
+    """Policy `transfer`. The first rule that means a box counts for it."""
+
+    rules: tuple[TransferRule, ...] = Field(default=(), max_length=32)
 
 
 class FirewallPolicySpec(_Part):
@@ -160,11 +211,19 @@ class PlacementManifest(_Manifest):
 
 
 class PolicyManifest(_Manifest):
-    """A rule of the fleet; so far there is one, by the name of firewall."""
+    """A rule of the fleet: the firewall's. The other one, transfer, has a schema of its own."""
 
     kind: Literal["Policy"]
-    name: Annotated[str, _text(lambda name: name == "firewall", "must be firewall, the only policy there is")]
+    name: Annotated[str, _text(lambda name: name == "firewall", "must be firewall or transfer, the policies there are")]
     spec: FirewallPolicySpec
+
+
+class TransferPolicyManifest(_Manifest):
+    """When models travel, and how fast."""
+
+    kind: Literal["Policy"]
+    name: Literal["transfer"]
+    spec: TransferPolicySpec
 
 
 class PipelineManifest(_Manifest):
@@ -190,7 +249,14 @@ KINDS: Final[Mapping[str, tuple[str, type[BaseModel]]]] = {
     "Pipeline": ("pipe", PipelineManifest),
     "Version": ("ver", VersionManifest),
 }
+#: Manifests whose schema depends on the name too.
+_BY_NAME: Final[Mapping[tuple[str, str], type[BaseModel]]] = {("Policy", "transfer"): TransferPolicyManifest}
 _KIND_OF: Final = {prefix: kind for kind, (prefix, _) in KINDS.items()}
+
+
+def schema_of(kind: str, name: object) -> type[BaseModel]:
+    """The schema of a manifest of a kind that there is."""
+    return _BY_NAME.get((kind, str(name)), KINDS[kind][1])
 
 
 def path_of(kind: str, name: str) -> str:

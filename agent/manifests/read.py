@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from agent.addresses import short
 from agent.config_file import MAX_BYTES, MAX_PROBLEMS, Problems, compose, explain, plain_value, without_empty
 from agent.errors import ConfigError
-from agent.manifests.kinds import KINDS, path_of
+from agent.manifests.kinds import KINDS, path_of, schema_of
 from fleet import cbor
 
 #: Documents in one file.
@@ -99,7 +99,7 @@ def _read(root: yaml.Node, source: str) -> Manifest | None:
     if not isinstance(kind, str) or kind not in KINDS:
         problems.add(("kind",), _unknown_kind(kind))
         problems.stop_if_any()
-    model = KINDS[kind][1]
+    model = schema_of(kind, values.get("name"))
     values = without_empty(values, model)
     try:
         # The strict rules for JSON, as for configurations.

@@ -19,13 +19,19 @@ from fleet.errors import RefusedOpError
 _MAX_TEXT: Final = 256
 _MAX_ADDRS: Final = 16
 _MAX_COUNT: Final = 1 << 62
+#: Boxes that one box can say are gone.
+MAX_GONE: Final = 32
 #: Jobs or tokens that one box can have consumed from another: 10,000 tokens a second for three years.
 _MAX_USED: Final = 1 << 40
 
 
 @dataclass(frozen=True)
 class Node:
-    """The fact at `node`. `memory` and `disk` in bytes; `instance` tells two boxes with one key apart."""
+    """The fact at `node`. `memory` and `disk` in bytes; `instance` tells two boxes with one key apart.
+
+    `space` is how many bytes of further models the disk takes, `budget` the memory that models may take together; None
+    where the box does not say, as older ones do not.
+    """
 
     name: str = ""
     version: str = ""
@@ -36,6 +42,8 @@ class Node:
     disk: int = 0
     gpu: str = ""
     instance: str = ""
+    space: int | None = None
+    budget: int | None = None
 
     def body(self) -> object:
         """As it is written."""
@@ -49,6 +57,8 @@ class Node:
             "disk": self.disk,
             "gpu": self.gpu,
             "instance": self.instance,
+            **({} if self.space is None else {"space": self.space}),
+            **({} if self.budget is None else {"budget": self.budget}),
         }
 
 
@@ -83,6 +93,14 @@ class Used:
 
 
 @dataclass(frozen=True)
+class Gone:
+    """The fact at `gone/PEER-KEY`: this box has not heard that one for long, as of `hlc`."""
+
+    peer: bytes
+    hlc: int
+
+
+@dataclass(frozen=True)
 class Box:
     """One member with all that it says of itself. `seq` is the highest of its facts, `written` their latest hlc."""
 
@@ -94,6 +112,7 @@ class Box:
     used: tuple[Used, ...] = ()
     seq: int = 0
     written: int = 0
+    gone: tuple[Gone, ...] = ()
 
 
 def read_box(key: bytes, facts: Mapping[str, Op]) -> Box:
@@ -103,6 +122,7 @@ def read_box(key: bytes, facts: Mapping[str, Op]) -> Box:
     holdings: list[Holding] = []
     rates: list[Rate] = []
     used: list[Used] = []
+    gone: list[Gone] = []
     for path, op in facts.items():
         value = _decode(op.body)
         name, _, rest = path.partition("/")
@@ -121,6 +141,8 @@ def read_box(key: bytes, facts: Mapping[str, Op]) -> Box:
         elif name == "used" and isinstance(value, dict) and _is_hex_key(rest):
             counts = (_count(value.get(what), _MAX_USED) for what in ("jobs", "tokens", "failures"))
             used.append(Used(bytes.fromhex(rest), *counts))
+        elif name == "gone" and value is True and _is_hex_key(rest):
+            gone.append(Gone(bytes.fromhex(rest), op.hlc))
     return Box(
         key,
         node,
@@ -130,6 +152,7 @@ def read_box(key: bytes, facts: Mapping[str, Op]) -> Box:
         tuple(sorted(used, key=lambda u: u.peer)),
         max((op.seq for op in facts.values()), default=0),
         max((op.hlc for op in facts.values()), default=0),
+        tuple(sorted(gone, key=lambda g: g.peer))[:MAX_GONE],
     )
 
 
@@ -163,6 +186,8 @@ def _node(value: Mapping[object, object]) -> Node:
         disk=_count(value.get("disk")),
         gpu=_text(value.get("gpu")),
         instance=_text(value.get("instance")),
+        space=_count(value["space"]) if "space" in value else None,
+        budget=_count(value["budget"]) if "budget" in value else None,
     )
 
 

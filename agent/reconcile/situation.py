@@ -1,0 +1,81 @@
+"""What the fleet document means for one box: which models are wanted of it, and who else has copies. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from agent.reconcile.desired import FleetModel, Wishes, read_wishes
+from agent.reconcile.homes import Falls, falls, gone_boxes, held_part
+from agent.reconcile.plan import Desired, Want
+from fleet.document.view import View
+
+
+@dataclass(frozen=True)
+class Situation:
+    """One state of the document, as the box `own` sees it. `pins` are models that an operator asked for on this box."""
+
+    view: View
+    own: bytes
+    wishes: Wishes
+    gone: frozenset[bytes]
+    falls: tuple[Falls, ...]
+    desired: Desired
+
+    def kept_elsewhere(self, model_hash: str) -> int:
+        """Boxes that are there, hold the whole model, and are to: what they have stays, whatever this box does."""
+        keepers = {
+            one.key
+            for fall in self.falls
+            if fall.placement.model is not None and fall.placement.model.hash == model_hash
+            for one in fall.verdicts
+            if one.role in ("home", "stand-in") and one.complete >= 1 and not one.gone
+        }
+        return len(keepers - {self.own})
+
+    def holders(self, model_hash: str) -> tuple[bytes, ...]:
+        """Other boxes that are let in and say that they hold the whole model, those first that are there."""
+        found = [
+            key
+            for key, box in self.view.boxes.items()
+            if key != self.own and held_part(box, model_hash) >= 1 and self.view.standing(key).admitted
+        ]
+        return tuple(sorted(found, key=lambda key: (key in self.gone, key)))
+
+    def present_holders(self, model_hash: str) -> tuple[bytes, ...]:
+        """Those of the holders that are there."""
+        return tuple(key for key in self.holders(model_hash) if key not in self.gone)
+
+    def placed_by(self, model_hash: str) -> tuple[str, ...]:
+        """The placements that want a model of this box."""
+        return tuple(
+            fall.placement.name
+            for fall in self.falls
+            if fall.placement.model is not None
+            and fall.placement.model.hash == model_hash
+            and self.own in fall.chosen()
+        )
+
+
+def situation_of(view: View, own: bytes, pins: Collection[str]) -> Situation:
+    """What a view means for a box."""
+    wishes = read_wishes(view.settings)
+    gone = gone_boxes(view.boxes) - {own}
+    found = tuple(falls(placement, view, gone) for placement in wishes.placements)
+    known = frozenset(content for content, model in wishes.models.items() if model.manifest is not None)
+    wants: dict[str, Want] = {}
+    for content in sorted(pins):
+        model = wishes.models.get(content)
+        if model is not None and model.manifest is not None:
+            wants[content] = _want(model, pulled=True)
+    for fall in found:
+        model = fall.placement.model
+        if model is not None and own in fall.chosen():
+            before = wants.get(model.hash)
+            urgent = fall.lacks or (before is not None and before.urgent)
+            wants[model.hash] = _want(model, pulled=before is not None and before.reason == "pulled", urgent=urgent)
+    return Situation(view, own, wishes, gone, found, Desired(tuple(wants.values()), known))
+
+
+def _want(model: FleetModel, *, pulled: bool, urgent: bool = False) -> Want:
+    return Want(model.hash, model.name, model.size, "pulled" if pulled else "placed", urgent)
