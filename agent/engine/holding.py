@@ -67,8 +67,11 @@ class Holding:
         figures: FiguresFile,
         quiet: Quiet,
         least_rate: float = 0.0,
+        expect: str = "",
     ) -> None:
+        """`expect` is the hash that its file has to have, empty where any will do."""
         self.path: Path = model.path
+        self.expect = expect
         self._file = ModelFile(model.path, cache)
         self.name = canonical_name(model.name or model.path.name)
         #: Whether somebody chose the name, as against a file that happens to be called so.
@@ -106,6 +109,11 @@ class Holding:
     def identity(self) -> Identity:
         """What its file holds, as far as is known."""
         return self._file.identity
+
+    @property
+    def is_alien(self) -> bool:
+        """Whether its file is another than the one that it has to be: then it is neither run nor told of."""
+        return bool(self.expect and self.identity.hash and self.identity.hash != self.expect)
 
     @property
     def running(self) -> int:
@@ -218,7 +226,12 @@ class Holding:
             while True:
                 if self.identity.facts is None or not self._file.unchanged:
                     await self._identify()
-                if self.identity.facts is None:
+                if self.is_alien:
+                    self._fail(
+                        f"its file is not the one that the fleet's manifest names, but {self.identity.hash}",
+                        remedy=f"have it checked and repaired: shoal models verify {self.name}",
+                    )
+                elif self.identity.facts is None:
                     self._fail(self.identity.error)
                 elif importlib.util.find_spec("llama_cpp") is None or importlib.util.find_spec("jinja2") is None:
                     self._fail("this box has no engine", remedy="install it with: pip install 'shoal[engine]'")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -14,72 +15,34 @@ from agent.config import EngineConfig, ExternalEngineConfig, ModelConfig
 from agent.engine.external.engines import EngineFact, ExternalEngines
 from agent.engine.external.held import ExternalModel
 from agent.engine.external.workload import ExternalJob
-from agent.engine.holding import Holding, State
-from agent.engine.identify import HashCache
+from agent.engine.holding import Holding
+from agent.engine.identify import HashCache, stamp_of
 from agent.engine.job import Event, QueuedJob
 from agent.engine.probing import FiguresFile, Quiet
 from agent.engine.protocol import Statistics
 from agent.engine.quarantine import Quarantine
 from agent.engine.room import Room
 from agent.engine.shares import Shares
+from agent.engine.shown import HeldModel, shown
 from agent.errors import ModelBusyError, ModelLoadError, ModelNotFoundError, NoLocalModelError
-from fleet.models.described import Described, Stated, describe
 from fleet.models.reference import is_hash, matches
 from fleet.net.messages import Finished, InferRequest
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus  # its stubs, which libp2p brings, shadow trio's own types
 
+__all__ = ["EnginePool", "HeldModel"]
+
 #: Seconds that the start of the agent waits for hashes that are not cached.
 _START_WAIT: Final = 2.0
 
 
 @dataclass(frozen=True)
-class HeldModel:
-    """A model of this box as it is now.
+class _Life:
+    """A model's own task: `scope` ends it, `over` is set when it has ended and its process is gone."""
 
-    `hash` is empty until the file has been read, or where it cannot be. Rates are tokens per second, None until
-    measured. `error` says why a failed model failed. `size_bytes` is the file's; `architecture`, `quantisation` and
-    `size_label` are its header's words, empty where unknown. `pid` is the child's, None while there is none.
-    `memory_bytes` is what it was given while it is loaded, 0 otherwise; `cells` are the tokens its cache holds then,
-    and `plan_note` says what of the wish did not fit. `unsaved` is why its process cannot save conversations, empty
-    where it can. `engine_version` is what runs it, by name and version, where this
-    box does that itself. `embedding` is whether it gives vectors and no text. `engine` is
-    the kind of the server that runs it and `url` where that is, both empty for one that this box runs itself from
-    `path`; one that is not to be lent is for this box's own clients alone. `reads` is a name that says which model it
-    is, by its name and its header together, empty where that is not known; `doubts` is what the two disagree on. A name
-    that is not `named` is that of a file and nobody chose it.
-    """
-
-    hash: str
-    name: str
-    state: State
-    context_tokens: int
-    decode_rate: float | None
-    prefill_rate: float | None
-    running: int
-    queued: int
-    slots: int
-    error: str | None
-    path: Path | None = None
-    size_bytes: int = 0
-    architecture: str = ""
-    quantisation: str = ""
-    size_label: str = ""
-    pid: int | None = None
-    engine_version: str = ""
-    parameters: int = 0
-    embedding: bool = False
-    memory_bytes: int = 0
-    cells: int = 0
-    plan_note: str = ""
-    unsaved: str = ""
-    engine: str = ""
-    url: str = ""
-    lend: bool = True
-    reads: str = ""
-    named: bool = True
-    doubts: tuple[str, ...] = ()
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    over: trio.Event = field(default_factory=trio.Event)
 
 
 class EnginePool:
@@ -103,36 +66,41 @@ class EnginePool:
         measured is loaded only when a job comes for it.
         """
         self._external = ExternalEngines(engines, config, box, on_change)
-        self._holdings: list[Holding] = []
-        self._room: Room | None = None
-        if models:
-            cache, quarantine = HashCache(state_dir / "model-hashes.json"), Quarantine()
-            figures, quiet = FiguresFile(state_dir / "model-figures.json"), Quiet()
+        self._config = config
+        self._sessions = state_dir / "sessions"
+        self._cache, self._quarantine = HashCache(state_dir / "model-hashes.json"), Quarantine()
+        self._figures, self._quiet = FiguresFile(state_dir / "model-figures.json"), Quiet()
+        self._on_change = on_change
+        self._least_rate = least_rate
+        self._shares: Shares | None = None
+        self._room = Room(config.memory_budget)
+        self._nursery: trio.Nursery | None = None
+        self._lives: dict[Holding, _Life] = {}
+        self._holdings = [self._make(model) for model in models]
+        self._quiet.busy = lambda: any(one.busy or one.state == "loading" for one in self._holdings)
 
-            def changed() -> None:
-                quiet.note_change()
-                on_change()
+    def _make(self, model: ModelConfig, expect: str = "") -> Holding:
+        return Holding(
+            model,
+            self._config,
+            self._cache,
+            self._changed,
+            room=self._room,
+            quarantine=self._quarantine,
+            sessions=self._sessions,
+            figures=self._figures,
+            quiet=self._quiet,
+            least_rate=self._least_rate,
+            expect=expect,
+        )
 
-            self._room = Room(config.memory_budget)
-            self._holdings = [
-                Holding(
-                    model,
-                    config,
-                    cache,
-                    changed,
-                    room=self._room,
-                    quarantine=quarantine,
-                    sessions=state_dir / "sessions",
-                    figures=figures,
-                    quiet=quiet,
-                    least_rate=least_rate,
-                )
-                for model in models
-            ]
-            quiet.busy = lambda: any(one.busy or one.state == "loading" for one in self._holdings)
+    def _changed(self) -> None:
+        self._quiet.note_change()
+        self._on_change()
 
     def share(self, shares: Shares) -> None:
         """Let other boxes have this much of every model from now on."""
+        self._shares = shares
         for holding in self._holdings:
             holding.share(shares)
         self._external.share(shares)
@@ -144,19 +112,83 @@ class EnginePool:
         time must not keep the box from serving what it already knows. Must run on the main thread.
         """
         async with trio.open_nursery() as nursery:
-            for holding in self._holdings:
-                nursery.start_soon(holding.run)
-            nursery.start_soon(self._external.run)
-            with trio.move_on_after(_START_WAIT):
+            self._nursery = nursery
+            try:
                 for holding in self._holdings:
-                    await holding.identified.wait()
-                await self._external.wait_looked()
-            task_status.started()
-            await trio.sleep_forever()
+                    self._begin(holding)
+                nursery.start_soon(self._external.run)
+                with trio.move_on_after(_START_WAIT):
+                    for holding in tuple(self._holdings):
+                        await holding.identified.wait()
+                    await self._external.wait_looked()
+                task_status.started()
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
+
+    def add(self, model: ModelConfig, model_hash: str) -> None:
+        """Run one model more from now on, which others gave this box: as long as its file has this hash, and no other.
+
+        It is announced once its file has been looked at. Nothing where a model with this hash was added before.
+        """
+        if any(holding.expect == model_hash for holding in self._holdings):
+            return
+        holding = self._make(model, model_hash)
+        if self._shares is not None:
+            holding.share(self._shares)
+        self._holdings.append(holding)
+        if self._nursery is not None:
+            self._begin(holding)
+
+    async def remove(self, model_hash: str) -> bool:
+        """Run a model that was added no longer; False where there is none. Its jobs fail, its process is gone then.
+
+        Cancelling it does not bring the model back.
+        """
+        holding = next((one for one in self._holdings if one.expect == model_hash), None)
+        if holding is None:
+            return False
+        self._holdings.remove(holding)
+        life = self._lives.get(holding)
+        if life is not None:
+            life.scope.cancel()
+            await life.over.wait()
+        self._changed()
+        return True
+
+    def added(self) -> frozenset[str]:
+        """The hashes of the models that were added."""
+        return frozenset(holding.expect for holding in self._holdings if holding.expect)
+
+    def note_hash(self, path: Path, model_hash: str) -> None:
+        """The whole file was hashed just now, and need not be again while it stays as it is. Blocks on the disk."""
+        stamp = stamp_of(path)
+        if stamp is not None:
+            self._cache.put(path, stamp, model_hash.removeprefix("sha256:"))
+
+    def capacity(self) -> int:
+        """Bytes of memory that models may take on this box; 0 where it has no engine to run them with."""
+        if importlib.util.find_spec("llama_cpp") is None or importlib.util.find_spec("jinja2") is None:
+            return 0
+        return self._room.budget
+
+    def _begin(self, holding: Holding) -> None:
+        assert self._nursery is not None
+        life = self._lives[holding] = _Life()
+        self._nursery.start_soon(self._live, holding, life)
+
+    async def _live(self, holding: Holding, life: _Life) -> None:
+        try:
+            with life.scope:
+                await holding.run()
+        finally:
+            del self._lives[holding]
+            life.over.set()
 
     def models(self) -> tuple[HeldModel, ...]:
-        """Every configured model, in the order of the configuration, then those of servers beside this box."""
-        return (*map(_shown, self._holdings), *map(_shown, self._external.models()))
+        """Every configured model, in the order of the configuration, then those that were added, then those of servers
+        beside this box."""
+        return (*map(shown, self._holdings), *map(shown, self._external.models()))
 
     def engines(self) -> tuple[EngineFact, ...]:
         """The servers beside this box: those that are configured, and those that have been found."""
@@ -165,7 +197,7 @@ class EnginePool:
     def find(self, model: str) -> HeldModel | None:
         """The model with this content hash or (in any case) name; None as long as its file has not been identified."""
         found = self._find(model)
-        return None if found is None else _shown(found)
+        return None if found is None else shown(found)
 
     def problem(self, model: str) -> ModelLoadError | None:
         """Why a model that is configured here, by hash or name, cannot be loaded; None where there is no such trouble.
@@ -180,7 +212,7 @@ class EnginePool:
 
     def memory_budget(self) -> int:
         """Bytes that all models of this box may take together; 0 where it holds none."""
-        return self._room.budget if self._room else 0
+        return self._room.budget if self._holdings else 0
 
     def unload(self, model: str) -> bool:
         """Free the memory of a model until a job asks for it; False where it is not loaded.
@@ -283,67 +315,3 @@ async def _relay(
     finally:
         job.close()
         release()
-
-
-def _shown(model: Holding | ExternalModel) -> HeldModel:
-    """A model as it is now."""
-    common = HeldModel(
-        hash=model.identity.hash,
-        name=model.name,
-        state=model.state,
-        context_tokens=model.context_tokens,
-        decode_rate=model.decode.value,
-        prefill_rate=model.prefill.value,
-        running=model.running,
-        queued=model.queued,
-        slots=model.slots,
-        error=model.error,
-    )
-    if isinstance(model, ExternalModel):
-        listed = model.listed
-        stated = Stated(
-            architecture=listed.architecture, size_label=listed.size_label, quantisation=listed.quantisation
-        )
-        described = _described(listed.name, stated)
-        return replace(
-            common,
-            size_bytes=listed.size_bytes,
-            architecture=listed.architecture,
-            quantisation=listed.quantisation,
-            size_label=listed.size_label,
-            engine=model.engine.kind,
-            url=str(model.engine.settings.url),
-            lend=model.lend,
-            reads=described.told,
-            doubts=described.doubts,
-        )
-    own = replace(
-        common,
-        path=model.path,
-        size_bytes=model.identity.stamp.size if model.identity.stamp else 0,
-        pid=model.pid,
-        unsaved=model.unsaved,
-        engine_version=model.engine_version,
-        named=model.named,
-    )
-    if (facts := model.identity.facts) is not None:
-        described = _described(model.name, Stated.of(facts))
-        own = replace(
-            own,
-            reads=described.told,
-            doubts=described.doubts,
-            architecture=facts.architecture,
-            quantisation=facts.quantisation,
-            size_label=facts.size_label,
-            parameters=facts.parameters,
-            embedding=facts.embedding,
-        )
-    if (plan := model.plan) is not None:
-        own = replace(own, memory_bytes=plan.estimate.total, cells=plan.cells, plan_note=plan.why)
-    return own
-
-
-@lru_cache(maxsize=1024)
-def _described(name: str, stated: Stated) -> Described:
-    # Models are looked at with every job, and what they say of themselves stays the same.
-    return describe(name, stated)
