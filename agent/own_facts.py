@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -15,6 +15,7 @@ import trio
 
 from agent.config import Config
 from agent.engine.pool import HeldModel
+from agent.hardware import gpu_name
 from agent.membership import Membership
 from agent.version import VERSION
 from fleet import cbor
@@ -37,11 +38,31 @@ _CLONE_PAUSE: Final = 10.0
 _LONGEST_CLONE_PAUSE: Final = 600.0
 #: Peers whose accounts are kept; beyond, the smallest are no longer written.
 _MAX_ACCOUNTS: Final = 128
-#: Models the document is told of, two facts each. With the accounts and what else there is, that is less than a box may
-#: have (`MAX_FACTS`): one fact more would push out the oldest, which would be written again, without end.
+#: Models the document is told of, two facts each, and boxes that are gone. With the accounts and what else there is,
+#: that is less than a box may have (`MAX_FACTS`): one fact more would push out the oldest, which would be written
+#: again, without end.
 MAX_MODELS: Final = 48
+_MAX_GONE: Final = 24
 
 log = structlog.get_logger("shoal.facts")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file of a model in this box's store: how much of it is there, 0 to 1, and its whole size in bytes."""
+
+    hash: str
+    name: str
+    size: int
+    complete: float
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes of further models that the disk takes, and of memory that models may take."""
+
+    space: int
+    budget: int
 
 
 @dataclass
@@ -78,12 +99,24 @@ class OwnFacts:
         addrs: Callable[[], tuple[str, ...]],
         models: Callable[[], tuple[HeldModel, ...]],
         learnt: trio.Event,
+        stored: Callable[[], Sequence[Stored]] = tuple,
+        room: Callable[[], Room | None] = lambda: None,
+        gone: Callable[[], Iterable[bytes]] = tuple,
     ) -> None:
+        """`stored` are the files of its store, `room` what there is for more, None where that is not known; `gone` are
+        the keys of boxes that this one cannot reach for long and is to tell the fleet of."""
         self._config = config
         self._membership = membership
         self._addrs = addrs
         self._models = models
         self._learnt = learnt
+        self._stored = stored
+        self._look = room
+        self._gone = gone
+        self._room: Room | None = None
+        self._gpu = gpu_name()
+        #: Grows with each time that this box contradicts one that says it is gone; 0 before the first.
+        self._here = 0
         self._instance = secrets.token_hex(8)
         self._wake = trio.Event()
         self._used_written = -USED_INTERVAL
@@ -152,6 +185,9 @@ class OwnFacts:
         """
         own = self._membership.identity.public_key
         for op in change.added:
+            if op.path == f"gone/{own.hex()}" and op.author != own and op.body == cbor.encode(True):
+                self._here += 1
+                self._wake.set()
             if op.author == own and op.path == "node" and milliseconds(op.hlc) > self._started_ms:
                 instance = read_box(own, {"node": op}).node.instance
                 if instance != self._instance:
@@ -188,7 +224,15 @@ class OwnFacts:
     def _wanted(self, replica: Replica) -> dict[str, object]:
         wanted: dict[str, object] = {"node": self._node().body(), "addr": list(self._addrs()[:16])}
         published = replica.facts_of(self._membership.identity.public_key)
-        for held in documented(self._models()):
+        if self._here:
+            wanted["here"] = self._here
+        for key in sorted(self._gone())[:_MAX_GONE]:
+            wanted[f"gone/{key.hex()}"] = True
+        run = documented(self._models())
+        stored = [one for one in self._stored() if all(one.hash != held.hash for held in run)]
+        for one in stored[: MAX_MODELS - len(run)]:
+            wanted[f"hold/{one.hash}"] = {"name": one.name, "size": one.size, "complete": one.complete}
+        for held in run:
             wanted[f"hold/{held.hash}"] = {"name": held.name, "size": held.size_bytes, "complete": 1.0}
             if held.decode_rate is not None:
                 path = f"perf/{held.hash}"
@@ -202,6 +246,10 @@ class OwnFacts:
         return wanted
 
     def _node(self) -> Node:
+        found = self._look()
+        if found is not None:
+            known = self._room or Room(0, 0)
+            self._room = Room(steady(known.space, found.space), steady(known.budget, found.budget))
         return Node(
             name=self._config.name,
             version=VERSION,
@@ -210,8 +258,16 @@ class OwnFacts:
             cpus=psutil.cpu_count() or 0,
             memory=psutil.virtual_memory().total,
             disk=psutil.disk_usage(str(self._config.state_dir)).total,
+            gpu=self._gpu,
             instance=self._instance,
+            space=self._room.space if self._room else None,
+            budget=self._room.budget if self._room else None,
         )
+
+
+def steady(told: int, now: int) -> int:
+    """What the document is told of an amount that wanders: never more than there is, and the same for small changes."""
+    return told if now * 0.9 <= told <= now else now - now // 20
 
 
 def documented(models: Iterable[HeldModel]) -> list[HeldModel]:
