@@ -96,6 +96,10 @@ class Bitfield:
         """As it is sent and stored: a byte for eight blocks, spare bits at the end clear."""
         return bytes(self._bits)
 
+    def byte(self, at: int) -> int:
+        """One byte of what `to_bytes` gives."""
+        return self._bits[at]
+
     def copy(self) -> Bitfield:
         """Another one with the same bits."""
         return Bitfield.from_bytes(bytes(self._bits), self._blocks)
