@@ -1,8 +1,10 @@
 """Who is sent blocks now: a few upload slots that go round among those who want something. Pure.
 
 A box sends to a few at a time, so that each gets blocks fast enough to pass them on. A slot is held for one turn, some
-blocks or seconds long, and then goes to whoever has had the least so far; near peers get more than far ones, everybody
-gets some. What a peer gives in return does not matter: boxes of a fleet have one owner.
+blocks long, and then goes to whoever has had the least so far: near peers get more than far ones, everybody gets some.
+What a peer gives in return does not matter, since boxes of a fleet have one owner.
+
+Source: P. Goyal et al., "Start-time Fair Queueing" (1996), for how what each has had is counted.
 """
 
 from __future__ import annotations
@@ -13,11 +15,17 @@ from typing import Final
 #: Peers that are sent blocks at the same time.
 MIN_SLOTS: Final = 2
 MAX_SLOTS: Final = 4
-#: Blocks of a turn, and the seconds after which it ends all the same.
+#: Blocks of a turn.
 TURN_BLOCKS: Final = 8
+#: Seconds after which a turn ends all the same, or twice what its blocks usually take where that is more.
 TURN_SECONDS: Final = 10.0
 #: Seconds in which whoever has a turn must ask for something.
 IDLE_SECONDS: Final = 2.0
+#: What a block costs a far peer that costs a near one 1.
+FAR: Final = 2.0
+#: How much of a new measurement goes into what a block usually takes, and how many times that it counts at most.
+_NEW: Final = 0.1
+_WORST: Final = 4.0
 
 
 @dataclass(frozen=True)
@@ -28,47 +36,177 @@ class Turn:
     blocks: int
 
 
+@dataclass(slots=True)
+class _Running:
+    """A turn that began at `began`: `left` blocks may still be asked for, `unsent` were and are not out.
+
+    `since` is since when the block that is on its way has been sent or, with none, since when nothing was asked for.
+    `again`: it wants another turn after this one.
+    """
+
+    left: int
+    began: float
+    since: float
+    unsent: int = 0
+    again: bool = False
+
+
 class Slots:
     """The upload slots of one blob. Peers are PeerIDs, times are seconds of one monotonic clock. The caller locks.
 
-    Call `grant` after every other call that returns, and when `next_check` has come.
+    Call `grant` after every other call that changes something, and when `next_check` has come.
     """
 
-    def __init__(self, slots: int = MAX_SLOTS, *, turn: int = TURN_BLOCKS) -> None: ...
+    def __init__(self, slots: int = MAX_SLOTS, *, turn: int = TURN_BLOCKS) -> None:
+        if not MIN_SLOTS <= slots <= MAX_SLOTS:
+            raise ValueError(f"there are {MIN_SLOTS} to {MAX_SLOTS} slots")
+        if turn < 1:
+            raise ValueError("a turn has at least one block")
+        self._slots = slots
+        self._turn = turn
+        self._running: dict[str, _Running] = {}
+        #: How many blocks are still on their way to those whose turn took too long; they hold no slot any more.
+        self._overtime: dict[str, int] = {}
+        self._waiting: dict[str, None] = {}
+        #: What a block costs each peer, and what each has had so far; `_floor` is what the last to get a turn had.
+        self._cost: dict[str, float] = {}
+        self._had: dict[str, float] = {}
+        self._floor = 0.0
+        #: Seconds that a block usually takes, None before the first.
+        self._usual: float | None = None
 
-    def want(self, peer: str, now: float, *, near: bool = True) -> None:
+    # --- what peers do ------------------------------------------------------------------------------------------------
+
+    def want(self, peer: str, *, near: bool = True) -> None:
         """A peer wants blocks. Said again while it waits: nothing changes; while it has a turn: it waits for the next.
 
-        A request for a block of a peer that has no turn says the same.
+        Whoever comes new, or comes back, starts level with whoever got the last turn.
         """
+        self._cost[peer] = 1.0 if near else FAR
+        running = self._running.get(peer)
+        if running is not None:
+            running.again = True
+        elif peer not in self._waiting:
+            self._wait(peer)
 
     def asked(self, peer: str, now: float) -> bool:
-        """A peer with a turn has asked for a block. False: it has no turn, or has used it up (nothing is sent)."""
-        raise NotImplementedError
+        """A peer has asked for a block. False: it has no turn (any more); tell it so, and it asks for another turn."""
+        running = self._running.get(peer)
+        if running is None or running.left == 0:
+            return False
+        if running.unsent == 0:
+            running.since = now
+        running.left -= 1
+        running.unsent += 1
+        return True
 
     def sent(self, peer: str, now: float) -> None:
-        """A block that a peer asked for is out, or is not to be sent any more; with the last of the turn it ends."""
-
-    def leave(self, peer: str) -> None:
-        """A peer wants nothing more, or is gone; its turn ends, and what it has had so far is forgotten."""
+        """A block for which `asked` was true is out, or will not be sent any more; with the last of a turn it ends."""
+        running = self._running.get(peer)
+        if running is None or running.unsent == 0:
+            self._sent_late(peer)
+            return
+        self._measure(now - running.since)
+        self._had[peer] += self._cost[peer]
+        running.unsent -= 1
+        running.since = now
+        if running.left == 0 and running.unsent == 0:
+            self._end(peer)
 
     def finish(self, peer: str) -> None:
-        """A peer with a turn has nothing to ask for now: the turn ends when what it has asked for is sent."""
+        """A peer has nothing to ask for now: it does not wait, and its turn ends when what it has asked for is out."""
+        self._waiting.pop(peer, None)
+        running = self._running.get(peer)
+        if running is not None:
+            running.left, running.again = 0, False
+            if running.unsent == 0:
+                self._end(peer)
+
+    def leave(self, peer: str) -> None:
+        """A peer is gone: it wants nothing, its turn is over, and what it has had so far is forgotten."""
+        self._waiting.pop(peer, None)
+        self._running.pop(peer, None)
+        self._overtime.pop(peer, None)
+        self._cost.pop(peer, None)
+        self._had.pop(peer, None)
+
+    # --- whose turn it is ---------------------------------------------------------------------------------------------
 
     def grant(self, now: float) -> tuple[Turn, ...]:
-        """The turns that begin now: ends what is idle or too long, and fills the free slots. Tell those peers."""
-        raise NotImplementedError
+        """The turns that begin now, to be told to those peers: ends those that are idle or take too long, and fills
+        the free slots. Where nobody waits, whoever has used a turn up and wants more gets more at once.
+        """
+        self._end_overdue(now)
+        turns: list[Turn] = []
+        while len(self._running) < self._slots and (ready := [one for one in self._waiting if self._may(one)]):
+            peer = min(ready, key=self._had.__getitem__)
+            del self._waiting[peer]
+            self._floor = self._had[peer]
+            self._running[peer] = _Running(self._turn, now, now)
+            turns.append(Turn(peer, self._turn))
+        if not self._waiting:
+            for peer, running in self._running.items():
+                if running.again and running.left == 0:
+                    running.left, running.began, running.again = self._turn, now, False
+                    turns.append(Turn(peer, self._turn))
+        return tuple(turns)
 
     def next_check(self) -> float | None:
-        """When to call `grant` at the latest; None while nobody has a turn."""
-        raise NotImplementedError
+        """When to call `grant` again though nothing happens; None where there is no need."""
+        limit = self._limit()
+        checks = [
+            one.since + IDLE_SECONDS if one.unsent == 0 else one.began + limit
+            for one in self._running.values()
+            if one.unsent == 0 or self._waiting
+        ]
+        return min(checks, default=None)
 
     @property
     def holders(self) -> tuple[str, ...]:
         """The peers that have a turn."""
-        raise NotImplementedError
+        return tuple(self._running)
 
     @property
     def waiting(self) -> int:
         """How many wait for one."""
-        raise NotImplementedError
+        return len(self._waiting)
+
+    def _may(self, peer: str) -> bool:
+        return peer not in self._overtime
+
+    def _wait(self, peer: str) -> None:
+        self._had[peer] = max(self._had.get(peer, 0.0), self._floor)
+        self._waiting[peer] = None
+
+    def _end(self, peer: str) -> None:
+        if self._running.pop(peer).again:
+            self._wait(peer)
+
+    def _end_overdue(self, now: float) -> None:
+        limit = self._limit()
+        for peer, running in list(self._running.items()):
+            if running.unsent == 0 and now - running.since >= IDLE_SECONDS:
+                # As if it had been sent one, so that it does not come first again.
+                self._had[peer] += self._cost[peer]
+                self._end(peer)
+            elif self._waiting and now - running.began >= limit:
+                if running.unsent:
+                    self._overtime[peer] = running.unsent
+                self._end(peer)
+
+    def _sent_late(self, peer: str) -> None:
+        left = self._overtime.get(peer, 0) - 1
+        if left > 0:
+            self._overtime[peer] = left
+        elif self._overtime.pop(peer, None) is not None:
+            self._had[peer] += self._cost[peer]
+
+    def _measure(self, took: float) -> None:
+        if self._usual is None:
+            self._usual = took
+        else:
+            # A single peer that crawls must not make everybody's turns long.
+            self._usual += _NEW * (min(took, _WORST * self._usual) - self._usual)
+
+    def _limit(self) -> float:
+        return max(TURN_SECONDS, 2 * self._turn * (self._usual or 0.0))
