@@ -165,6 +165,17 @@ class NoVectorsError(AgentError):
     code = "no_vectors"
 
 
+class ModelSourceError(AgentError):
+    """A model cannot be brought in from where it was said to be: no such file, no model, too large, a server that does
+    not give it. `keep` is whether what came of it is of use to the next try."""
+
+    code = "model_source"
+
+    def __init__(self, message: str, *, keep: bool = True) -> None:
+        super().__init__(message)
+        self.keep = keep
+
+
 #: HTTP status of every code that can reach a client. Codes of `fleet` errors stand here too.
 HTTP_STATUS: Final[Mapping[str, int]] = {
     "bad_request": 400,
@@ -180,8 +191,14 @@ HTTP_STATUS: Final[Mapping[str, int]] = {
     "request_timeout": 408,
     "other_fleet": 409,
     "model_busy": 409,
+    "blob_busy": 409,
+    "already_held": 409,
     "request_too_large": 413,
     "idempotency_conflict": 422,
+    "model_source": 422,
+    "blob_file": 422,
+    "bad_manifest": 422,
+    "missing_algorithm": 422,
     "overloaded": 429,
     "head_too_large": 431,
     "internal": 500,
@@ -195,6 +212,8 @@ HTTP_STATUS: Final[Mapping[str, int]] = {
     "backlog": 503,
     "deadline": 504,
     "store": 507,
+    "store_paused": 507,
+    "no_space": 507,
     "peer_timeout": 504,
     "loop_detected": 508,
 }
