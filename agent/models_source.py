@@ -73,10 +73,11 @@ async def bring(
         if file.size == 0:
             raise ModelSourceError(f"{source.shown} is empty", keep=False)
         said = file.version.sha256
-        known = f"sha256:{said}" in store.held()
+        before = store.held().keys()
         held = await _adopt(store, file.path, algorithm, report, move=True)
-        if said and held.manifest.hex != said and not known:
-            await trio.to_thread.run_sync(store.remove, held.manifest.sha256)
+        if said and held.manifest.hex != said:
+            if held.manifest.sha256 not in before:
+                await trio.to_thread.run_sync(store.remove, held.manifest.sha256)
             raise ModelSourceError(
                 f"what {source.shown} gave is not the file that the hub names by its hash; try again", keep=False
             )

@@ -75,15 +75,15 @@ class BlobStore:
         with self._lock:
             if self._disk is not None:
                 return
-            disk = Folder(self.folder)
+            self._disk = disk = Folder(self.folder)
             try:
                 for blob, kinds in disk.list().items():
                     self._find(disk, blob, kinds)
             except OSError as error:
+                self._disk = None
                 self._let_go()
                 disk.close()
                 raise paused(error, f"cannot read {self.folder}") from None
-            self._disk = disk
 
     def close(self) -> None:
         """Make durable what was written, and let go of every file; what is used after that raises BlobGoneError."""
