@@ -29,7 +29,9 @@ from agent.joining import Joining, find_token
 from agent.links import keep_links
 from agent.materialised import Materialised
 from agent.membership import Membership
+from agent.model_keeper import ModelKeeper
 from agent.model_names import ModelNames
+from agent.model_orders import ModelOrders
 from agent.observe.facts import gather
 from agent.observe.floods import Floods
 from agent.observe.health import Health
@@ -155,8 +157,34 @@ async def _main(config: Config, identity: Identity) -> None:
     router.add(METHOD_INFER, SCOPE_INFER, lend)
     jobs = Once(books.observer.asking(runner.run))
 
-    own_facts = OwnFacts(config, membership, addrs=node.addrs, models=pool.models, learnt=gossiping.learnt)
-    view.on_own_change = own_facts.note_change
+    keeper = ModelKeeper(
+        config,
+        membership=membership,
+        node=node,
+        pool=pool,
+        draining=lambda: active.draining,
+        last_heard=lambda: {peer_id: seen.at for peer_id, seen in view.presence.all().items()},
+        name_of=view.name_of,
+    )
+    keeper.offer_methods(router)
+    orders = ModelOrders(config, keeper)
+    own_facts = OwnFacts(
+        config,
+        membership,
+        addrs=node.addrs,
+        models=pool.models,
+        learnt=gossiping.learnt,
+        stored=keeper.stored,
+        room=keeper.room,
+        gone=keeper.gone,
+    )
+    keeper.on_change = own_facts.note_change
+
+    def own_change() -> None:
+        own_facts.note_change()
+        keeper.executor.note_change()
+
+    view.on_own_change = own_change
     view.on_used = own_facts.accounts.note
 
     def warnings() -> Sequence[Warning]:
@@ -206,11 +234,14 @@ async def _main(config: Config, identity: Identity) -> None:
         joining=joining,
         warnings=warnings,
         books=books,
+        orders=orders,
     )
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with books.open(), trio.open_nursery() as nursery:
             await nursery.start(pool.run)
             await nursery.start(node.run)
+            await nursery.start(keeper.run)
+            nursery.start_soon(orders.run)
             nursery.start_soon(view.run)
             nursery.start_soon(health.run)
             await nursery.start(jobs.serve)

@@ -51,6 +51,18 @@ def _switch(value: object) -> str:
 
 Switch = Annotated[Literal["auto", "on", "off"], PlainValidator(_switch)]
 
+
+def _lane(value: object) -> int | str:
+    if value is False or value == "off":
+        return "off"
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 65535:
+        return value
+    raise ValueError("must be a port, 0 for any, or off")
+
+
+#: A TCP port, 0 for any, or off.
+Lane = Annotated[int | Literal["off"], PlainValidator(_lane)]
+
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
 
 QuietHours = Annotated[str, Field(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]-([01][0-9]|2[0-3]):[0-5][0-9]$")]
@@ -66,11 +78,14 @@ class _Section(BaseModel):
 class NetConfig(_Section):
     """The peer-to-peer side. `peers` are multiaddrs that end in /p2p/PEERID, dialled besides those that the fleet
     document names. Who may connect is said in the document, not here.
+
+    `fast_lane_port` is the TCP port over which blocks of models are given, beside the links.
     """
 
     listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/4210",)
     peers: tuple[str, ...] = ()
     mdns: bool = True
+    fast_lane_port: Lane = 0
 
 
 class HttpConfig(_Section):
@@ -185,6 +200,27 @@ class LendConfig(LendTermsConfig):
     boxes: dict[PeerId, LendTermsConfig] = Field(default_factory=dict, max_length=1024)
 
 
+class TransferConfig(_Section):
+    """How models travel to and from this box. `keep_free` is what of the disk they leave to others.
+
+    Within `hours` alone, spans of local time, they do; over a `metered` link without hours nothing is fetched.
+    `upload_rate` is bytes a second that this box gives at most, `slots` how many boxes get blocks of a model at a time.
+    `gone_after` is how many seconds a box has to be out of reach until the fleet is told so, and others get what it was
+    to hold; `surplus_after` how many a copy has to be unwanted here until it is deleted, where others keep theirs.
+    `hub` is where hf:ORG/REPO/FILE is fetched from, None for what the environment's HF_ENDPOINT says, or else
+    https://huggingface.co.
+    """
+
+    keep_free: Memory = "1GiB"
+    hours: tuple[QuietHours, ...] = Field(default=(), max_length=16)
+    metered: bool = False
+    upload_rate: Memory | None = None
+    slots: int = Field(default=4, ge=2, le=4)
+    gone_after: Seconds = 300.0
+    surplus_after: Seconds = 3600.0
+    hub: str | None = Field(default=None, pattern=r"^https?://[!-~]{1,200}$")
+
+
 class AuditConfig(_Section):
     """What is kept of the audit trail: so many days, and so many MiB of disk at most, the oldest going first."""
 
@@ -214,5 +250,6 @@ class Config(_Section):
     timeouts: TimeoutsConfig = TimeoutsConfig()
     routing: RoutingConfig = RoutingConfig()
     lend: LendConfig = LendConfig()
+    transfer: TransferConfig = TransferConfig()
     audit: AuditConfig = AuditConfig()
     log: LogConfig = LogConfig()

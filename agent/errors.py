@@ -141,6 +141,19 @@ class ModelBusyError(AgentError):
     retryable = True
 
 
+class LastCopyError(AgentError):
+    """No other box that is there holds the whole model: deleting it here would lose it, and has to be asked for by
+    name. `details["models"]` has what is affected."""
+
+    code = "last_copy"
+
+
+class ModelPlacedError(AgentError):
+    """A placement wants the model on this box, which would fetch it again; `details["placements"]` names them."""
+
+    code = "model_placed"
+
+
 class OtherFleetError(AgentError):
     """What was handed over belongs to another fleet than this box; `details` names both."""
 
@@ -191,6 +204,8 @@ HTTP_STATUS: Final[Mapping[str, int]] = {
     "request_timeout": 408,
     "other_fleet": 409,
     "model_busy": 409,
+    "last_copy": 409,
+    "model_placed": 409,
     "blob_busy": 409,
     "already_held": 409,
     "request_too_large": 413,

@@ -21,6 +21,7 @@ from agent.jobs.job import Emit, Job
 from agent.jobs.once import Once
 from agent.joining import Joining
 from agent.membership import Membership
+from agent.model_orders import ModelOrders
 from agent.observe.metrics import CONTENT_TYPE
 from agent.observe.outcast import refusing_all
 from agent.observe.warnings import Warning
@@ -56,6 +57,7 @@ class AgentServices:
         joining: Joining,
         warnings: Callable[[], Sequence[Warning]],
         books: Bookkeeping,
+        orders: ModelOrders,
     ) -> None:
         self._config = config
         self._view = view
@@ -65,6 +67,8 @@ class AgentServices:
         self._jobs = jobs
         self._routes = routes
         self._books = books
+        #: What an operator asks of this box's models; see ModelOrders.
+        self.orders = orders
         self._gate = gate
         self._router = router
         self._warnings = warnings

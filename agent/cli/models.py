@@ -1,4 +1,7 @@
-"""`shoal models`: what can be asked for here, what runs it and what that takes; unload a model, or try one again."""
+"""`shoal models`: what can be asked for here, what runs it and what that takes; unload a model, or try one again.
+
+What the fleet knows and stores is in `models_add`, `models_store` and `models_place`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,9 @@ from typing import Any, Final
 import click
 
 from agent.cli.command import Place, box_command
+from agent.cli.models_add import add
+from agent.cli.models_place import place as place_model
+from agent.cli.models_store import gc, ls, pull, rm, show, verify
 from agent.cli.output import print_json, table
 
 _HEADER: Final = ("MODEL", "CONTEXT", "MEMORY", "HASH", "HELD BY")
@@ -58,6 +64,10 @@ def retry(place: Place, form: str, name: str) -> None:
         print_json(done)
     else:
         click.echo(f"{name} is tried again; see `shoal models`" if done["retried"] else f"{name} has not failed")
+
+
+for _command in (add, ls, show, place_model, pull, verify, rm, gc):
+    models.add_command(_command)
 
 
 def _told(place: Place, what: str, name: str) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from agent.http.malformed import MAX_HEAD, head_too_large
 from agent.http.models_api import ModelsApi
 from agent.http.open_requests import OpenRequests
 from agent.http.openai_api import OpenAIApi, new_job_id
+from agent.http.orders_api import OrdersApi
 from agent.http.services import Services
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class App:
         requests: OpenRequests | None = None,
     ) -> None:
         openai, fleet, models = OpenAIApi(services), FleetApi(services), ModelsApi(services)
-        document, books = DocumentApi(services), BooksApi(services)
+        document, books, orders = DocumentApi(services), BooksApi(services), OrdersApi(services)
         table: dict[str, tuple[str, Handler]] = {
             "/v1/models": ("GET", openai.list_models),
             "/v1/models/{id:path}": ("GET", openai.get_model),
@@ -76,6 +77,12 @@ class App:
             "/v1/embeddings": ("POST", openai.embedding),
             "/v1/fleet/self": ("GET", fleet.self_facts),
             "/v1/fleet/peers": ("GET", fleet.peers),
+            "/v1/fleet/models": ("GET", orders.catalogue),
+            "/v1/fleet/models/add": ("POST", orders.add),
+            "/v1/fleet/models/pull": ("POST", orders.pull),
+            "/v1/fleet/models/verify": ("POST", orders.verify),
+            "/v1/fleet/models/remove": ("POST", orders.remove),
+            "/v1/fleet/models/gc": ("POST", orders.collect),
             "/v1/fleet/models/unload": ("POST", models.unload),
             "/v1/fleet/models/retry": ("POST", models.retry),
             "/v1/fleet/jobs/{id}/route": ("GET", fleet.route),
@@ -83,6 +90,8 @@ class App:
             "/v1/fleet/document/ops": ("GET", document.export),
             "/v1/fleet/document/offer": ("POST", document.offer),
             "/v1/fleet/join": ("POST", document.join),
+            "/v1/fleet/placements": ("GET", orders.placements),
+            "/v1/fleet/transfers": ("GET", orders.transfers),
             "/v1/fleet/leaderboard": ("GET", books.leaderboard),
             "/v1/audit": ("GET", books.audit),
             "/metrics": ("GET", books.metrics),

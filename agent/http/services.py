@@ -80,8 +80,40 @@ class ModelServices(Protocol):
         """Let a model that failed be loaded again, at once or when it is asked for."""
 
 
+class OrderServices(Protocol):
+    """The store of models of one running agent. Orders raise AgentError or FleetError."""
+
+    def catalogue(self) -> Mapping[str, object]:
+        """Every model of the fleet, and what else is in the store."""
+
+    def placements(self) -> Mapping[str, object]:
+        """Every placement, where it falls and why, and what this box does about it."""
+
+    def transfers(self) -> Mapping[str, object]:
+        """What moves or is checked here."""
+
+    async def add(self, source: str, algorithm: str) -> Mapping[str, object]:
+        """Take a model in; gives the transfer that does it."""
+
+    async def pull(self, name: str) -> Mapping[str, object]:
+        """Keep a model here; gives how it stands."""
+
+    async def verify(self, name: str) -> Mapping[str, object]:
+        """Hash a model again; gives the transfer that does it."""
+
+    async def remove(self, name: str, *, last: bool) -> Mapping[str, object]:
+        """Delete this box's copy of a model."""
+
+    async def collect(self, *, dry_run: bool, last: bool) -> Mapping[str, object]:
+        """Delete what nothing wants here."""
+
+
 class Services(DocumentServices, ModelServices, Protocol):
     """One running agent, as seen by the HTTP API."""
+
+    @property
+    def orders(self) -> OrderServices:
+        """What an operator asks of its store of models."""
 
     def models(self) -> Sequence[ModelListing]:
         """Models held here or by a connected peer, one entry a hash."""

@@ -28,12 +28,13 @@ _MAX_COPIES: Final = 10_000
 @dataclass(frozen=True)
 class FleetModel:
     """A model that the fleet knows. `manifest` is None where the document does not say how its blocks are checked: then
-    it cannot travel; `problem` says why."""
+    it cannot travel; `problem` says why. `context_tokens` is what it is to be run with, None for what a box has set."""
 
     name: str
     hash: str
     manifest: Manifest | None
     problem: str = ""
+    context_tokens: int | None = None
 
     @property
     def size(self) -> int:
@@ -118,7 +119,10 @@ def _model(name: str, spec: Mapping[object, object]) -> FleetModel | None:
         manifest = read_manifest({"sha256": content, "size": size, "root": root, "algorithm": algorithm})
     except BlobError as error:
         return FleetModel(name, content, None, f"its manifest cannot be used: {error.message}")
-    return FleetModel(name, content, manifest)
+    context = spec.get("context_tokens")
+    if not isinstance(context, int) or isinstance(context, bool) or not 64 <= context <= 1 << 20:
+        context = None
+    return FleetModel(name, content, manifest, "", context)
 
 
 def _placement(name: str, reference: str, model: FleetModel | None, spec: Mapping[object, object]) -> Placement:

@@ -64,16 +64,19 @@ class Fetching:
 @dataclass(frozen=True)
 class Actual:
     """What is on this box. `free` bytes its disk takes before only what is to be kept free is left; `parts` are bytes
-    that are there already of models that are not whole. `memory` is what models may take, None where it runs none.
+    that are kept already for models that are not whole. `memory` is what models may take, None where it runs none.
 
-    `closed` says why nothing may be fetched now, `failed` why a fetch is not tried again yet. Models of `own` files
-    that the configuration names are here already, and are nobody's to delete.
+    `closed` says why nothing may be fetched now, `failed` why something is not tried again yet. Models of `own` files,
+    which the configuration names, are here already, and are nobody's to delete; those that are `linkable` take no room
+    in the store. `broken` are models that requests reach although their files are whole no longer.
     """
 
     copies: tuple[Copy, ...] = ()
     fetching: tuple[Fetching, ...] = ()
     parts: Mapping[str, int] = field(default_factory=dict)
     own: frozenset[str] = frozenset()
+    linkable: frozenset[str] = frozenset()
+    broken: frozenset[str] = frozenset()
     free: int = 0
     memory: int | None = None
     closed: str = ""
@@ -112,6 +115,13 @@ class Withdraw:
 
 
 @dataclass(frozen=True)
+class Adopt:
+    """Take a model into the store that the configuration names, so that others can have it from here."""
+
+    hash: str
+
+
+@dataclass(frozen=True)
 class Drop:
     """Withdraw a model and delete its file."""
 
@@ -119,7 +129,7 @@ class Drop:
     why: str
 
 
-Action: TypeAlias = Fetch | Stop | Serve | Withdraw | Drop
+Action: TypeAlias = Fetch | Stop | Serve | Withdraw | Adopt | Drop
 
 
 def plan(desired: Desired, actual: Actual) -> Action | None:
@@ -129,6 +139,7 @@ def plan(desired: Desired, actual: Actual) -> Action | None:
         or _stop(desired, actual)
         or _serve(desired, actual)
         or _fetch(desired, actual)
+        or _adopt(desired, actual)
         or _drop_for_room(desired, actual)
         or _drop_surplus(actual)
     )
@@ -149,6 +160,8 @@ def obstacle(want: Want, actual: Actual) -> str:
 
 
 def _withdraw(desired: Desired, actual: Actual) -> Action | None:
+    for broken in sorted(actual.broken):
+        return Withdraw(broken, "its file is damaged")
     for copy in actual.copies:
         if copy.served and copy.hash not in desired.known:
             return Withdraw(copy.hash, "no admin of the fleet vouches for it any more")
@@ -166,6 +179,8 @@ def _stop(desired: Desired, actual: Actual) -> Action | None:
 
 
 def _serve(desired: Desired, actual: Actual) -> Action | None:
+    if actual.memory is None:
+        return None
     for copy in actual.copies:
         if not copy.served and copy.hash in desired.known and copy.hash not in actual.own:
             return Serve(copy.hash)
@@ -180,6 +195,12 @@ def _fetch(desired: Desired, actual: Actual) -> Action | None:
         if not obstacle(want, actual):
             return Fetch(want.hash)
     return None
+
+
+def _adopt(desired: Desired, actual: Actual) -> Action | None:
+    stored = {copy.hash for copy in actual.copies} | {fetch.hash for fetch in actual.fetching}
+    able = sorted((actual.linkable & desired.known) - stored - actual.failed.keys())
+    return Adopt(able[0]) if able else None
 
 
 def _drop_for_room(desired: Desired, actual: Actual) -> Action | None:

@@ -46,6 +46,24 @@ class Situation:
         """Those of the holders that are there."""
         return tuple(key for key in self.holders(model_hash) if key not in self.gone)
 
+    def matters(self) -> frozenset[bytes]:
+        """The boxes of which others have to know when they are gone: what they were to hold would go elsewhere."""
+        return frozenset(
+            one.key
+            for fall in self.falls
+            for one in fall.verdicts
+            if one.role in ("home", "stand-in") and (fall.placement.least is not None or one.complete < 1)
+        )
+
+    def stands_in(self) -> frozenset[str]:
+        """The models that are wanted of this box for no other reason than that one of their homes is gone."""
+        roles: dict[str, set[str]] = {}
+        for fall in self.falls:
+            for one in fall.verdicts:
+                if fall.placement.model is not None and one.key == self.own:
+                    roles.setdefault(fall.placement.model.hash, set()).add(one.role)
+        return frozenset(blob for blob, found in roles.items() if "stand-in" in found and "home" not in found)
+
     def placed_by(self, model_hash: str) -> tuple[str, ...]:
         """The placements that want a model of this box."""
         return tuple(
@@ -60,7 +78,7 @@ class Situation:
 def situation_of(view: View, own: bytes, pins: Collection[str]) -> Situation:
     """What a view means for a box."""
     wishes = read_wishes(view.settings)
-    gone = gone_boxes(view.boxes) - {own}
+    gone = gone_boxes(view.boxes) - {own} if wishes.placements else frozenset()
     found = tuple(falls(placement, view, gone) for placement in wishes.placements)
     known = frozenset(content for content, model in wishes.models.items() if model.manifest is not None)
     wants: dict[str, Want] = {}

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from agent.reconcile.plan import (
     Action,
     Actual,
+    Adopt,
     Copy,
     Desired,
     Drop,
@@ -51,6 +52,12 @@ def wish(*wants: Want, known: str = "") -> Desired:
         # one at a time, but for those that wait for somebody
         (wish(want("a"), want("b")), Actual(fetching=(Fetching("a"),), **ROOM), None),
         (wish(want("a"), want("b")), Actual(fetching=(Fetching("a", moving=False),), **ROOM), Fetch("b")),
+        # a box without an engine keeps models for others
+        (wish(want("a")), Actual(copies=(Copy("a", MB),), free=GB), None),
+        (wish(want("a")), Actual(free=GB), Fetch("a")),
+        # a file of the box's own is given to others too, where that costs nothing
+        (wish(known="a"), Actual(own=frozenset("ab"), linkable=frozenset("ab"), **ROOM), Adopt("a")),
+        (wish(known="a"), Actual(copies=(Copy("a", MB),), own=frozenset("a"), linkable=frozenset("a"), **ROOM), None),
         # what is fetched and no longer wanted, or not now
         (wish(), Actual(fetching=(Fetching("a"),), **ROOM), Stop("a", "it is not wanted here any more")),
         (wish(want("a")), Actual(fetching=(Fetching("a"),), closed="by night", **ROOM), Stop("a", "by night")),
@@ -63,6 +70,7 @@ def wish(*wants: Want, known: str = "") -> Desired:
             Actual(copies=(Copy("a", MB, served=True),), **ROOM),
             Withdraw("a", "no admin of the fleet vouches for it any more"),
         ),
+        (wish(want("a")), Actual(broken=frozenset("a"), **ROOM), Withdraw("a", "its file is damaged")),
         # the budgets
         (wish(want("a", 2 * GB)), Actual(free=GB, memory=100 * GB), None),
         (wish(want("a", 2 * GB)), Actual(free=GB, memory=100 * GB, parts={"a": GB}), Fetch("a")),
@@ -140,7 +148,7 @@ def test_it_comes_to_rest_and_never_deletes_a_last_copy_or_overfills_the_disk(
     wanted = set(sizes)
     here = {name: _wanted_or(copy, name in wanted) for name, copy in here.items()}
     for _ in range(40):
-        action = plan(desired, Actual(copies=tuple(here.values()), free=free))
+        action = plan(desired, Actual(copies=tuple(here.values()), free=free, memory=1 << 40))
         match action:
             case None:
                 break

@@ -1,0 +1,415 @@
+"""Doing what the plan says: fetching, serving, withdrawing and deleting models, one action after the other."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Final, Protocol
+
+import structlog
+import trio
+
+from agent.config import ModelConfig
+from agent.engine.pool import EnginePool
+from agent.reconcile.pins import Pins
+from agent.reconcile.plan import (
+    Action,
+    Actual,
+    Adopt,
+    Copy,
+    Drop,
+    Fetch,
+    Fetching,
+    Serve,
+    Stop,
+    Withdraw,
+    plan,
+)
+from agent.reconcile.schedule import Window
+from agent.reconcile.situation import Situation
+from agent.reconcile.transfers import Steps, Transfer, Transfers, fetch_look
+from fleet.blobs.account import Account
+from fleet.blobs.errors import BlobError
+from fleet.blobs.manifest import Manifest
+from fleet.blobs.store import BlobStore
+from fleet.errors import FleetError
+
+#: Seconds until what failed is tried again: at first, and at most after failing again and again.
+_AGAIN: Final = 15.0
+_AGAIN_MOST: Final = 900.0
+#: Seconds a box stays chosen as a stand-in before it acts on it: who was called gone has so long to contradict.
+SETTLE: Final = 10.0
+#: Seconds after which things are looked at again although nobody said that they had changed: the disk says nothing.
+LOOK_AGAIN: Final = 15.0
+#: How much longer than a look takes the rest after it is, so that a large fleet does not keep a small box busy.
+_REST: Final = 20.0
+_LEAST_REST: Final = 0.1
+#: Actions between two looks: more than there can be sensibly, so that a mistake does not become a busy loop.
+_MOST_ACTIONS: Final = 64
+
+log = structlog.get_logger("shoal.reconcile")
+
+
+class Fleet(Protocol):
+    """What the executor asks of the fleet around it."""
+
+    def situation(self) -> Awaitable[Situation | None]:
+        """What the document means for this box now; None where it belongs to no fleet. Does not block the loop."""
+
+    def window(self, situation: Situation) -> Window:
+        """When models may travel."""
+
+    def fetch(self, manifest: Manifest, account: Account) -> Awaitable[Path]:
+        """Fetch a blob into the store; see `fleet.blobs.swarm.fetch`."""
+
+    def name_of(self, peer_id: str) -> str:
+        """What people call a box."""
+
+    def note_change(self) -> None:
+        """What this box holds has changed: tell others, soon."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Seconds: how long a copy stays that nobody wants, and how long a stand-in waits before it acts."""
+
+    surplus_after: float
+    settle: float = SETTLE
+
+
+class _Counted(Account):
+    """An account that remembers who gave how many bytes, also of those that have gone since."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        super().__init__(manifest)
+        self.given: Counter[str] = Counter()
+
+    def moved(self, peer: str, size: int) -> None:
+        """Bytes of a block came; called by threads, one a source."""
+        self.given[peer] += size
+        super().moved(peer, size)
+
+
+@dataclass
+class _Fetch:
+    scope: trio.CancelScope
+    account: _Counted
+    transfer: Transfer
+    over: trio.Event = field(default_factory=trio.Event)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    reason: str
+    until: float
+    times: int
+
+
+class Executor:
+    """Keeps the models of this box as the document wants them. One task (`run`); all else returns at once.
+
+    `pins` are what an operator asked for here. The store is open for as long as `run` runs.
+    """
+
+    def __init__(
+        self, store: BlobStore, pool: EnginePool, fleet: Fleet, pins: Pins, transfers: Transfers, rules: Rules
+    ) -> None:
+        self._store = store
+        self._pool = pool
+        self._fleet = fleet
+        self._pins = pins
+        self._transfers = transfers
+        self._rules = rules
+        #: The last look at the document and at this box; None before the first.
+        self.situation: Situation | None = None
+        self.actual = Actual()
+        #: Models whose files somebody works on: they are not deleted meanwhile.
+        self.busy: set[str] = set()
+        #: Models that are about to be deleted: no longer told of.
+        self.leaving: set[str] = set()
+        self._fetches: dict[str, _Fetch] = {}
+        self._adopting: set[str] = set()
+        self._failures: dict[str, _Failure] = {}
+        self._unwanted: dict[str, float] = {}
+        self._stands_in: dict[str, float] = {}
+        self._wake = trio.Event()
+        self._looked = trio.Event()
+
+    def note_change(self) -> None:
+        """The document, the pool, the store or the pins may have changed."""
+        self._wake.set()
+
+    def forgive(self, model_hash: str) -> None:
+        """Try at once what failed before."""
+        self._failures.pop(model_hash, None)
+        self.note_change()
+
+    async def looked(self) -> None:
+        """Wake it, and return after it has looked again and done what could be done at once."""
+        self._wake.set()
+        await self._looked.wait()
+
+    async def run(self) -> None:
+        """Keep on until cancelled; fetches that run are then left so that they go on from where they were."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                self._wake, looked = trio.Event(), self._looked
+                began = trio.current_time()
+                window = await self._work(nursery)
+                self._looked = trio.Event()
+                looked.set()
+                took = trio.current_time() - began
+                with trio.move_on_after(self._until_next(window)):
+                    await self._wake.wait()
+                await trio.sleep(max(_LEAST_REST, min(took * _REST, LOOK_AGAIN)))
+
+    async def _work(self, nursery: trio.Nursery) -> Window:
+        """Act until there is nothing to do."""
+        window = Window()
+        for _ in range(_MOST_ACTIONS):
+            self.situation = await self._fleet.situation()
+            if self.situation is None:
+                return window
+            window = self._fleet.window(self.situation)
+            self.actual = await self._look(self.situation, window)
+            action = plan(self.situation.desired, self.actual)
+            if action is None:
+                return window
+            await self._do(action, self.situation, nursery)
+        log.warning("models.restless", actions=_MOST_ACTIONS)
+        return window
+
+    # --- looking ------------------------------------------------------------------------------------------------------
+
+    async def _look(self, situation: Situation, window: Window) -> Actual:
+        held = self._store.held()
+        room = await trio.to_thread.run_sync(self._room)
+        served, models = self._pool.added(), self._pool.models()
+        ours = {model.hash: model for model in models if model.path is not None and model.hash}
+        mine = {model_hash: model for model_hash, model in ours.items() if model_hash not in served}
+        capacity = self._pool.capacity()
+        wanted = {want.hash for want in situation.desired.wants}
+        now = trio.current_time()
+        self._unwanted = {
+            blob: self._unwanted.get(blob, now) for blob in held if blob not in wanted or blob in self.leaving
+        }
+        copies = []
+        for blob, found in held.items():
+            model = ours.get(blob)
+            in_use = model is not None and bool(model.running or model.queued)
+            copies.append(
+                Copy(
+                    blob,
+                    found.manifest.size,
+                    served=blob in served,
+                    others=situation.kept_elsewhere(blob),
+                    unwanted_for=now - self._unwanted[blob] if blob in self._unwanted else None,
+                    busy=in_use or blob in self.busy,
+                    pinned=blob in self._pins,
+                )
+            )
+        device = self._store.folder.stat().st_dev
+        return Actual(
+            copies=tuple(copies),
+            fetching=tuple(Fetching(blob, _moves(one.account)) for blob, one in self._fetches.items()),
+            # All of it is reserved when it is begun.
+            parts={blob: state.manifest.size for blob, state in self._store.partials().items()},
+            own=frozenset(mine),
+            linkable=frozenset(
+                blob
+                for blob, model in mine.items()
+                if model.path is not None and _device(model.path) == device and blob not in self._adopting
+            ),
+            broken=frozenset(served - held.keys()),
+            free=room,
+            memory=capacity or None,
+            closed=window.closed(datetime.now().astimezone()),
+            failed=self._failed(situation, now),
+            surplus_after=self._rules.surplus_after,
+        )
+
+    def _room(self) -> int:
+        try:
+            return self._store.room()
+        except BlobError:
+            return 0
+
+    def _failed(self, situation: Situation, now: float) -> Mapping[str, str]:
+        """Why a model is not tried now: it failed lately, or this box is not sure yet that it is to stand in."""
+        failed = {
+            blob: f"{failure.reason}; it is tried again in {max(1, round(failure.until - now))} s"
+            for blob, failure in self._failures.items()
+            if failure.until > now
+        }
+        standing = situation.stands_in() - self._pins.all()
+        self._stands_in = {blob: self._stands_in.get(blob, now) for blob in standing}
+        for blob, since in self._stands_in.items():
+            if now - since < self._rules.settle:
+                failed.setdefault(blob, "a box that is to hold it is gone; it is given a moment to be back")
+        return failed
+
+    def _until_next(self, window: Window) -> float:
+        now = trio.current_time()
+        waits = [failure.until - now for failure in self._failures.values() if failure.until > now]
+        waits += [since + self._rules.settle - now for since in self._stands_in.values()]
+        waits += [since + self._rules.surplus_after - now for since in self._unwanted.values()]
+        waits = [wait for wait in waits if wait > 0]
+        return min([LOOK_AGAIN, window.seconds_to_change(datetime.now().astimezone()), *waits])
+
+    # --- acting -------------------------------------------------------------------------------------------------------
+
+    async def _do(self, action: Action, situation: Situation, nursery: trio.Nursery) -> None:
+        name = situation.wishes.models[action.hash].name if action.hash in situation.wishes.models else action.hash
+        match action:
+            case Fetch(blob):
+                self._begin(blob, situation, nursery)
+            case Stop(blob, why):
+                log.info("model.fetch_stopped", model=name, reason=why)
+                fetch = self._fetches[blob]
+                fetch.transfer.error = why
+                fetch.scope.cancel()
+                await fetch.over.wait()
+            case Serve(blob):
+                self._serve(blob, situation)
+            case Withdraw(blob, why):
+                log.warning("model.withdrawn", model=name, reason=why)
+                await self._pool.remove(blob)
+            case Adopt(blob):
+                self._adopting.add(blob)
+                nursery.start_soon(self._adopt, blob, name)
+            case Drop(blob, why):
+                log.info("model.dropped", model=name, reason=why)
+                await self.delete(blob)
+        self._fleet.note_change()
+
+    def _begin(self, blob: str, situation: Situation, nursery: trio.Nursery) -> None:
+        model = situation.wishes.models[blob]
+        assert model.manifest is not None  # the plan wants nothing without one
+        account = _Counted(model.manifest)
+
+        def look() -> Mapping[str, object]:
+            return fetch_look(account.progress(), dict(account.given), self._fleet.name_of)
+
+        transfer = self._transfers.begin("fetch", model.name, look, hash=blob)
+        fetch = self._fetches[blob] = _Fetch(trio.CancelScope(), account, transfer)
+        nursery.start_soon(self._fetch, blob, model.manifest, fetch)
+
+    async def _fetch(self, blob: str, manifest: Manifest, fetch: _Fetch) -> None:
+        name = fetch.transfer.name
+        log.info("model.fetching", model=name, hash=blob, size=manifest.size)
+        watching = trio.CancelScope()
+        try:
+            with fetch.scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._watch, fetch.account, watching)
+                    path = await self._fleet.fetch(manifest, fetch.account)
+                    watching.cancel()
+                # The store has just hashed the whole of it.
+                await trio.to_thread.run_sync(self._pool.note_hash, path, blob)
+                progress = fetch.account.progress()
+                log.info(
+                    "model.fetched", model=name, hash=blob, moved=progress.moved, wasted=progress.wasted,
+                    sources=len(fetch.account.given),
+                )  # fmt: skip
+                self._failures.pop(blob, None)
+                fetch.transfer.end("done")
+        except* FleetError as group:
+            reason = _message(group)
+            self.note_failure(blob, reason)
+            log.warning("model.fetch_failed", model=name, reason=reason)
+            fetch.transfer.end("failed", reason)
+        finally:
+            if fetch.transfer.state == "running":
+                fetch.transfer.end("stopped", fetch.transfer.error or "the agent was stopped")
+            del self._fetches[blob]
+            fetch.over.set()
+            self.note_change()
+            self._fleet.note_change()
+
+    async def _watch(self, account: Account, scope: trio.CancelScope) -> None:
+        """Look again when a fetch begins to wait or goes on, and tell others when it has come a quarter further."""
+        moves, quarters = _moves(account), _quarters(account)
+        with scope:
+            while True:
+                await trio.sleep(1.0)  # threads fill the account, and tell nobody
+                if (_moves(account), _quarters(account)) != (moves, quarters):
+                    moves, quarters = _moves(account), _quarters(account)
+                    self.note_change()
+                    self._fleet.note_change()
+
+    def note_failure(self, blob: str, reason: str) -> None:
+        """Something about this model failed: wait before it is tried again, longer each time."""
+        times = self._failures[blob].times + 1 if blob in self._failures else 1
+        wait = min(_AGAIN_MOST, _AGAIN * 2.0 ** min(times - 1, 10))
+        self._failures[blob] = _Failure(reason, trio.current_time() + wait, times)
+
+    def _serve(self, blob: str, situation: Situation) -> None:
+        model, held = situation.wishes.models[blob], self._store.held().get(blob)
+        if held is None:
+            return
+        log.info("model.served", model=model.name, hash=blob)
+        self._pool.add(ModelConfig(path=held.path, name=model.name, context_tokens=model.context_tokens), blob)
+
+    async def _adopt(self, blob: str, name: str) -> None:
+        path = next((model.path for model in self._pool.models() if model.hash == blob and model.path), None)
+        steps = Steps("hashing")
+        transfer = self._transfers.begin("add", name, steps.look, hash=blob, source=str(path))
+        try:
+            if path is None:
+                raise BlobError("it is not here any more")
+            held = await trio.to_thread.run_sync(lambda: self._store.adopt(path, progress=steps.note))
+            if held.manifest.sha256 != blob:
+                await trio.to_thread.run_sync(self._store.remove, held.manifest.sha256)
+                raise BlobError(f"{path} is another file by now")
+            transfer.end("done", result={"hash": blob})
+        except FleetError as error:
+            self.note_failure(blob, error.message)
+            transfer.end("failed", error.message)
+        finally:
+            self._adopting.discard(blob)
+            self.note_change()
+            self._fleet.note_change()
+
+    async def delete(self, blob: str) -> bool:
+        """Tell others no longer of a model, withdraw it, delete its file; whether there was one. Raises FleetError.
+
+        A fetch of it is stopped first.
+        """
+        fetch = self._fetches.get(blob)
+        if fetch is not None:
+            fetch.scope.cancel()
+            await fetch.over.wait()
+        self.leaving.add(blob)
+        try:
+            self._fleet.note_change()
+            await self._pool.remove(blob)
+            return await trio.to_thread.run_sync(self._store.remove, blob)
+        finally:
+            self.leaving.discard(blob)
+            self.note_change()
+            self._fleet.note_change()
+
+
+def _moves(account: Account) -> bool:
+    return account.progress().state not in ("waiting", "paused")
+
+
+def _quarters(account: Account) -> int:
+    return int(account.progress().fraction * 4)
+
+
+def _device(path: Path) -> int:
+    try:
+        return path.stat().st_dev
+    except OSError:
+        return -1
+
+
+def _message(group: BaseExceptionGroup[FleetError]) -> str:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error.message if isinstance(error, FleetError) else str(error)
