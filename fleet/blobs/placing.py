@@ -97,8 +97,9 @@ def place(folder: Folder, adopted: Adopted) -> None:
     write_description(folder, adopted.manifest, adopted.leaves)
     folder.rename(adopted.name, name_of(blob, "blob"))
     folder.sync()
-    folder.unlink(name_of(blob, "part"))
+    # A journal that claims less than everything, alone beside a complete blob, would mean rot: see `rot`.
     folder.unlink(name_of(blob, "journal"))
+    folder.unlink(name_of(blob, "part"))
 
 
 def delete(folder: Folder, blob: str) -> bool:

@@ -37,8 +37,8 @@ def withdraw(folder: Folder, manifest: Manifest, bad: Iterable[int]) -> None:
 def settle(folder: Folder, manifest: Manifest) -> bool:
     """Bring the files of a blob that is there as complete to an end that a crash prevented; whether it is complete.
 
-    One of another size than the manifest says becomes a partial that claims everything, unless there is a partial
-    already. Raises OSError.
+    One that is not becomes a partial that claims everything, unless there is a partial already: what is missing is seen
+    when it is hashed. Raises OSError.
     """
     blob, part, journal = (name_of(manifest.hex, kind) for kind in ("blob", "part", "journal"))
     found = folder.stat(blob)
@@ -46,7 +46,7 @@ def settle(folder: Folder, manifest: Manifest) -> bool:
     claims = read_journal(folder, manifest)
     if right_size and (claims is None or claims.complete or folder.stat(part) is not None):
         # Finished or adopted, but what it was made from was not cleared away.
-        for name in (part, journal):
+        for name in (journal, part):
             if folder.stat(name) is not None:
                 with contextlib.suppress(OSError):  # on a disk that is read-only
                     folder.unlink(name)
@@ -54,8 +54,7 @@ def settle(folder: Folder, manifest: Manifest) -> bool:
     if folder.stat(part) is not None:
         folder.unlink(blob)  # of the wrong size, and not what is being fetched
         return False
-    if not right_size:
-        folder.unlink(journal)  # what it says is not about this
+    folder.unlink(journal)
     folder.rename(blob, part)
     folder.sync()
     return False
