@@ -11,6 +11,8 @@ from typing import Any, Final
 
 import trio
 
+#: What multiaddr.resolvers.dns calls the beginning of a TXT record that holds an address.
+PREFIX: Final = "dnsaddr="
 _FAMILIES: Final = {"dns4": (socket.AF_INET, "ip4"), "dns6": (socket.AF_INET6, "ip6")}
 #: Addresses of one name that are tried, at most.
 _MAX_ADDRESSES: Final = 8

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import spec_from_loader
 from types import ModuleType
 from typing import Final, NoReturn
-
-from fleet.net.host_names import SystemResolver
 
 #: Packages whose modules are wanted and whose own imports are not.
 BARE: Final = frozenset(
@@ -49,9 +48,14 @@ STAND_INS: Final[Mapping[str, tuple[str, ...]]] = {
     "libp2p.transport.quic.utils": ("is_quic_multiaddr",),
     "libp2p.transport.websocket.transport": ("WebsocketTransport",),
 }
-#: Modules with something of Shoal's own in their place.
-_OWN: Final[Mapping[str, Mapping[str, object]]] = {
-    "multiaddr.resolvers.dns": {"DNSADDR_TXT_PREFIX": "dnsaddr=", "DNSResolver": SystemResolver},
+#: Modules with something of Shoal's own in their place: where it is, and what is there under which name.
+_OWN: Final[Mapping[str, tuple[str, Mapping[str, str]]]] = {
+    "multiaddr.codecs.ip4": ("fleet.net.ip_codecs", {"Codec": "IPv4Codec"}),
+    "multiaddr.codecs.ip6": ("fleet.net.ip_codecs", {"Codec": "IPv6Codec"}),
+    "multiaddr.resolvers.dns": (
+        "fleet.net.host_names",
+        {"DNSADDR_TXT_PREFIX": "PREFIX", "DNSResolver": "SystemResolver"},
+    ),
 }
 
 
@@ -73,8 +77,11 @@ class _Empty(Loader):
     def exec_module(self, module: ModuleType) -> None:
         for name in STAND_INS.get(module.__name__, ()):
             setattr(module, name, _stand_in(module.__name__, name))
-        for name, own in _OWN.get(module.__name__, {}).items():
-            setattr(module, name, own)
+        if module.__name__ in _OWN:
+            source, names = _OWN[module.__name__]
+            own = import_module(source)
+            for name, ours in names.items():
+                setattr(module, name, getattr(own, ours))
 
 
 class _LeavingOut:

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import trio
 from multiaddr import Multiaddr
+from multiaddr.exceptions import StringParseError
 
 from fleet.net.host_names import SystemResolver
 from fleet.net.libp2p_imports import BARE, STAND_INS
 
 ROOT = Path(__file__).parents[2]
 #: Libraries that libp2p brings and nothing of Shoal's networking needs.
-UNUSED = ("aioquic", "Crypto", "coincurve", "dns", "fastecdsa", "httpx", "miniupnpc", "requests", "zeroconf")
+UNUSED = ("aioquic", "Crypto", "coincurve", "dns", "fastecdsa", "httpx", "miniupnpc", "netaddr", "requests", "zeroconf")
 
 
 def python(script: str) -> str:
@@ -68,3 +69,21 @@ def test_names_are_looked_up_as_the_system_does(addr: str, resolved: list[str]) 
 def test_a_name_that_nobody_knows_is_an_error() -> None:
     with pytest.raises(OSError, match=r"[Nn]ame"):
         trio.run(SystemResolver().resolve, Multiaddr("/dns4/nobody.invalid/tcp/1"))
+
+
+@pytest.mark.parametrize("addr", ["/ip4/10.0.0.1/tcp/4210", "/ip6/fe80::1/tcp/4210", "/ip6/::ffff:a00:1/tcp/4210"])
+def test_addresses_keep_their_form(addr: str) -> None:
+    assert str(Multiaddr(Multiaddr(addr).to_bytes())) == addr
+
+
+def test_addresses_have_the_bytes_that_others_read() -> None:
+    assert Multiaddr("/ip4/10.0.0.1/tcp/4210").to_bytes().hex() == "040a000001061072"
+    assert Multiaddr("/ip6/::1/tcp/1").to_bytes().hex() == "29" + "00" * 15 + "01" + "060001"
+
+
+@pytest.mark.parametrize(
+    "addr", ["/ip4/127.1/tcp/1", "/ip4/1.2.3.256/tcp/1", "/ip4/01.2.3.4/tcp/1", "/ip6/fe80::1%eth0/tcp/1"]
+)
+def test_what_is_no_address_is_refused(addr: str) -> None:
+    with pytest.raises(StringParseError):
+        Multiaddr(addr)
