@@ -44,7 +44,8 @@ _AGAIN_MOST: Final = 900.0
 SETTLE: Final = 10.0
 #: Seconds after which things are looked at again although nobody said that they had changed: the disk says nothing.
 LOOK_AGAIN: Final = 15.0
-#: How much longer than a look takes the rest after it is, so that a large fleet does not keep a small box busy.
+#: How much longer than working out what the document means the rest after it is: a large fleet is not to keep a small
+#: box busy.
 _REST: Final = 20.0
 _LEAST_REST: Final = 0.1
 #: Actions between two looks: more than there can be sensibly, so that a mistake does not become a busy loop.
@@ -135,6 +136,8 @@ class Executor:
         self._failures: dict[str, _Failure] = {}
         self._unwanted: dict[str, float] = {}
         self._stands_in: dict[str, float] = {}
+        #: Seconds that it takes to work out what the document means.
+        self._looking = 0.0
         self._wake = trio.Event()
         self._looked = trio.Event()
 
@@ -157,20 +160,21 @@ class Executor:
         async with trio.open_nursery() as nursery:
             while True:
                 self._wake, looked = trio.Event(), self._looked
-                began = trio.current_time()
+                self._looking = 0.0
                 window = await self._work(nursery)
                 self._looked = trio.Event()
                 looked.set()
-                took = trio.current_time() - began
                 with trio.move_on_after(self._until_next(window)):
                     await self._wake.wait()
-                await trio.sleep(max(_LEAST_REST, min(took * _REST, LOOK_AGAIN)))
+                await trio.sleep(max(_LEAST_REST, min(self._looking * _REST, LOOK_AGAIN)))
 
     async def _work(self, nursery: trio.Nursery) -> Window:
         """Act until there is nothing to do."""
         window = Window()
         for _ in range(_MOST_ACTIONS):
+            began = trio.current_time()
             self.situation = await self._fleet.situation()
+            self._looking = max(self._looking, trio.current_time() - began)
             if self.situation is None:
                 return window
             window = self._fleet.window(self.situation)
