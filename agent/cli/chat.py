@@ -78,6 +78,16 @@ class Answer:
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="same seed, same answer")
 @click.option("--no-stream", is_flag=True, help="print the answer when it is complete")
 @click.option("--offload", type=click.Choice(["never", "prefer", "require"]), default="prefer", show_default=True)
+@click.option(
+    "--substitution",
+    type=click.Choice(["none", "quant", "family"]),
+    help="what may stand in for a model that no box has  [default: as the box is configured]",
+)
+@click.option("--priority", type=click.Choice(["interactive", "normal", "bulk"]), help="[default: normal]")
+@click.option(
+    "--deadline", metavar="SECONDS", help="the answer is of no use later: refused at once if it cannot be met"
+)
+@click.option("--conversation", metavar="NAME", help="goes on with what the engine keeps of the conversation NAME")
 @click.option("--resume", is_flag=True, help="if the serving box fails, go on on another one")
 @box_command
 def chat(
@@ -91,6 +101,10 @@ def chat(
     seed: int | None,
     no_stream: bool,
     offload: str,
+    substitution: str | None,
+    priority: str | None,
+    deadline: str | None,
+    conversation: str | None,
     resume: bool,
 ) -> None:
     """Ask a question; '-' reads it from standard input."""
@@ -101,7 +115,12 @@ def chat(
         messages.append({"role": "user", "content": _standard_input() if text == "-" else text})
         client = place.client()
         answer = Answer(model or _first_model(client))
-        optional = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+        optional = {
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "seed": seed,
+            "prompt_cache_key": conversation,
+        }
         body = {
             "model": answer.model,
             "messages": messages,
@@ -109,7 +128,9 @@ def chat(
             "stream_options": {"include_usage": True},
             **{key: value for key, value in optional.items() if value is not None},
         }
+        wishes = {"Substitution": substitution, "Priority": priority, "Deadline": deadline}
         headers = {"X-Shoal-Offload": offload, "X-Shoal-On-Interrupt": "resume" if resume else "error"}
+        headers |= {f"X-Shoal-{name}": value for name, value in wishes.items() if value is not None}
         began = time.monotonic()
         with client.stream("/v1/chat/completions", body, headers) as events, client.understood():
             read_answer(answer, events, began, _print_piece if show else _keep_piece)

@@ -339,6 +339,19 @@ def test_chat_as_json_is_one_object(well: Scripted) -> None:
     assert shoal("chat", "hi", "--no-stream", url=well.url).out == "Hello wörld\n"
 
 
+def test_what_a_chat_wishes_for_is_asked_of_the_box(well: Scripted) -> None:
+    wishes = ("--substitution", "family", "--priority", "bulk", "--deadline", "2.5", "--conversation", "till 4")
+    assert shoal("chat", "hi", *wishes, url=well.url).code == 0
+    headers, body = well.requests[-1][1:]
+    asked = {name: headers[f"x-shoal-{name}"] for name in ("substitution", "priority", "deadline")}
+    assert asked == {"substitution": "family", "priority": "bulk", "deadline": "2.5"}
+    assert body["prompt_cache_key"] == "till 4"
+    assert shoal("chat", "hi", url=well.url).code == 0
+    headers, body = well.requests[-1][1:]
+    assert not {"x-shoal-substitution", "x-shoal-priority", "x-shoal-deadline"} & set(headers)
+    assert "prompt_cache_key" not in body
+
+
 def test_b21_each_piece_is_printed_when_it_comes() -> None:
     with scripted() as script:
         release = threading.Event()
