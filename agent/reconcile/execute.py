@@ -159,10 +159,10 @@ class Executor:
         """Keep on until cancelled; fetches that run are then left so that they go on from where they were."""
         async with trio.open_nursery() as nursery:
             while True:
-                self._wake, looked = trio.Event(), self._looked
+                # Whoever asks from here on is answered by the next look: this one may not see what he means.
+                self._wake, looked, self._looked = trio.Event(), self._looked, trio.Event()
                 self._looking = 0.0
                 window = await self._work(nursery)
-                self._looked = trio.Event()
                 looked.set()
                 with trio.move_on_after(self._until_next(window)):
                     await self._wake.wait()
