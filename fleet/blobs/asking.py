@@ -18,10 +18,12 @@ from fleet.blobs.picker import Picker
 @dataclass
 class _Source:
     """`credit` is how many blocks may still be asked for in this turn, `wanted` whether one was said to be wanted and
-    has not begun; `cancels` are blocks to take back."""
+    has not begun; `cancels` are blocks to take back. One that is not `proven` has sent no good block yet: it is asked
+    for one at a time, so that a liar wastes no more than that."""
 
     credit: int = 0
     wanted: bool = False
+    proven: bool = False
     cancels: list[int] = field(default_factory=list)
 
 
@@ -100,7 +102,8 @@ class Asking:
                 return [], []
             cancels, source.cancels = source.cancels, []
             now = self._clock()
-            outstanding, depth = len(self._picker.asked(peer)), self._picker.depth(peer)
+            outstanding = len(self._picker.asked(peer))
+            depth = self._picker.depth(peer) if source.proven else 1
             while source.credit and outstanding < depth:
                 index = self._picker.next(peer, now)
                 if index is None:
@@ -125,6 +128,7 @@ class Asking:
                         self._sources[other].cancels.append(index)
                         self._wake(other)
             if peer in self._sources:
+                self._sources[peer].proven = True
                 self._look(peer)
             if self._picker.remaining <= len(self._sources):
                 # Near the end, what others were asked for may be had sooner elsewhere.

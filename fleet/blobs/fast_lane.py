@@ -98,6 +98,9 @@ class FastLane:
         """Ask and receive until closed. Blocks; raises LaneError when the lane breaks."""
         try:
             self._run()
+        except LaneError:
+            if not self._closed:
+                raise
         except (OSError, ValueError) as error:
             if not self._closed:
                 raise LaneError(f"the fast lane broke ({type(error).__name__})") from error

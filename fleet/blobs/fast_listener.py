@@ -41,7 +41,7 @@ log = structlog.get_logger("shoal.blobs")
 
 class FastListener:
     """Made once a process. `counts` says what was refused, by reason: `nameless`, `unknown_offer`, `wrong_pin`,
-    `wrong_token`, `handshake`, `protocol`, `too_many_lanes`, `accept`; and `cut`, lanes that were ended here.
+    `wrong_token`, `handshake`, `protocol`, `too_many_lanes`, `accept`.
 
     `open_giving(peer, blob)` is asked, in a thread, when a peer has come and proved itself.
     """
@@ -98,12 +98,13 @@ class FastListener:
             self._offers.popitem(last=False)
         return wire.LaneOffer(port=port, offer=name, fingerprint=self._identity.fingerprint, token=token)
 
-    def cut(self, condemned: Callable[[str, str], bool]) -> None:
-        """End at once the lanes, and take back the offers, whose (peer, blob) are condemned."""
-        self._take_back(lambda one: condemned(one.peer, one.blob))
-        for lane in [lane for lane in self._lanes if condemned(lane.peer, lane.blob)]:
-            self._note("cut")
+    def end(self, which: Callable[[str, str], bool]) -> int:
+        """End at once the lanes, and take back the offers, of some (peer, blob); how many lanes that were."""
+        self._take_back(lambda one: which(one.peer, one.blob))
+        lanes = [lane for lane in self._lanes if which(lane.peer, lane.blob)]
+        for lane in lanes:
             lane.close()
+        return len(lanes)
 
     def _take_back(self, which: Callable[[Offer], bool]) -> None:
         for name in [name for name, one in self._offers.items() if which(one)]:

@@ -68,6 +68,8 @@ class FetchSource:
         self._fast = fetching.fast
         self._words: deque[bool] = deque()
         self._said = trio.Event()
+        #: Whether it has said what it has.
+        self.heard = False
 
     async def run(self) -> FleetError | None:
         """Fetch from it until it goes, or `scope` is cancelled; gives what ended it."""
@@ -95,6 +97,7 @@ class FetchSource:
 
     async def _heard(self, event: object) -> None:
         shown = parse(wire.Shown, event)
+        self.heard = True
         asking, blocks = self._fetching.asking, self._fetching.manifest.blocks
         if shown.bits is not None:
             bits = Bitfield.from_bytes(shown.bits, blocks) if shown.bits else Bitfield(blocks)

@@ -16,13 +16,11 @@ from typing import Annotated, Final
 from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 
 from fleet.blobs.bitfield import bytes_of
-from fleet.blobs.errors import BadManifestError
-from fleet.blobs.manifest import MAX_BLOCKS, Manifest, read_manifest
+from fleet.blobs.manifest import MAX_BLOCKS
 from fleet.blobs.merkle import HASH
 from fleet.errors import MessageError
 from fleet.net.messages import ModelHash
 
-METHOD_MANIFEST: Final = "blobs.manifest"
 METHOD_LEAVES: Final = "blobs.leaves"
 METHOD_FOLLOW: Final = "blobs.follow"
 METHOD_TURN: Final = "blobs.turn"
@@ -42,7 +40,7 @@ FINGERPRINT: Final = 32
 OFFER: Final = 16
 TOKEN: Final = 32
 
-_Index = Annotated[int, Field(ge=0, lt=MAX_BLOCKS)]
+_Index = Annotated[int, Field(ge=0, lt=MAX_BLOCKS, strict=True)]
 _Indexes = Annotated[tuple[_Index, ...], FailFast()]
 
 
@@ -50,13 +48,11 @@ class _Wire(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class OfBlob(_Wire):
-    """Asks for the manifest of a blob (METHOD_MANIFEST)."""
-
+class _OfBlob(_Wire):
     blob: ModelHash
 
 
-class LeavesAsked(OfBlob):
+class LeavesAsked(_OfBlob):
     """Asks for leaves from block `first` on (METHOD_LEAVES): at most a page of them comes."""
 
     first: _Index = 0
@@ -74,7 +70,7 @@ class Leaves(_Wire):
         return self
 
 
-class Follow(OfBlob):
+class Follow(_OfBlob):
     """Follows a blob (METHOD_FOLLOW). `have` is the caller's bitfield, empty where it has nothing or does not say."""
 
     have: bytes = Field(default=b"", strict=True, max_length=bytes_of(MAX_BLOCKS))
@@ -92,13 +88,13 @@ class Shown(_Wire):
     turn: int = Field(default=0, ge=0, le=1 << 16)
 
 
-class Turn(OfBlob):
+class Turn(_OfBlob):
     """Says that the caller wants a turn at a blob that it follows, or that it has nothing to ask for (METHOD_TURN)."""
 
     want: bool = Field(strict=True)
 
 
-class Get(OfBlob):
+class Get(_OfBlob):
     """Asks for one block (METHOD_GET), which comes in pieces."""
 
     index: _Index
@@ -110,7 +106,7 @@ class Piece(_Wire):
     data: bytes = Field(strict=True, min_length=1, max_length=PIECE)
 
 
-class LaneAsked(OfBlob):
+class LaneAsked(_OfBlob):
     """Asks for a fast lane (METHOD_LANE); `certificate` (DER) is the one that the caller will show there."""
 
     certificate: bytes = Field(strict=True, min_length=64, max_length=MAX_CERTIFICATE)
@@ -127,17 +123,6 @@ class LaneOffer(_Wire):
     offer: bytes = Field(strict=True, min_length=OFFER, max_length=OFFER)
     fingerprint: bytes = Field(strict=True, min_length=FINGERPRINT, max_length=FINGERPRINT)
     token: bytes = Field(strict=True, min_length=TOKEN, max_length=TOKEN)
-
-
-def parse_manifest(body: object, blob: str) -> Manifest:
-    """The manifest of `blob` as a peer gives it; raises MessageError."""
-    try:
-        manifest = read_manifest(body)
-    except BadManifestError as error:
-        raise MessageError(error.message) from None
-    if manifest.sha256 != blob:
-        raise MessageError("a manifest of another blob")
-    return manifest
 
 
 # --- the frames of the fast lane --------------------------------------------------------------------------------------

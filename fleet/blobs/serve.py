@@ -128,7 +128,9 @@ class Server:
 
         The calls of such a peer are ended by its link.
         """
-        self._listener.cut(lambda peer, blob: not self._permitted(peer))
+        cut = self._listener.end(lambda peer, blob: not self._permitted(peer))
+        if cut:
+            log.warning("fast_lane.cut", lanes=cut, reason="the key is no longer allowed to fetch here")
         refused_by = self._refuses()
         if refused_by != self._refused_by:
             self._refused_by = refused_by
@@ -149,7 +151,6 @@ class Server:
 
     def offer_methods(self, router: Router) -> None:
         """Answer the calls of peers that hold SCOPE_BLOBS; before `run`."""
-        router.add(wire.METHOD_MANIFEST, wire.SCOPE_BLOBS, self._manifest)
         router.add(wire.METHOD_LEAVES, wire.SCOPE_BLOBS, self._leaves)
         router.add(wire.METHOD_FOLLOW, wire.SCOPE_BLOBS, self._follow)
         router.add(wire.METHOD_TURN, wire.SCOPE_BLOBS, self._turn)
@@ -182,12 +183,12 @@ class Server:
 
     # --- what peers ask -----------------------------------------------------------------------------------------------
 
-    async def _manifest(self, call: IncomingCall) -> Mapping[str, object]:
-        return self._found(parse(wire.OfBlob, call.body).blob).manifest.body()
-
     async def _leaves(self, call: IncomingCall) -> Mapping[str, object]:
         asked = parse(wire.LeavesAsked, call.body)
-        page = self._found(asked.blob).leaves[asked.first : asked.first + wire.LEAVES_A_PAGE]
+        found = self._find(asked.blob)
+        if found is None:
+            raise RemoteError("missing_blob", "this box has nothing of that blob", retryable=True)
+        page = found.leaves[asked.first : asked.first + wire.LEAVES_A_PAGE]
         if not page:
             raise RemoteError("bad_request", "the blob has fewer leaves")
         return {"leaves": b"".join(page)}
@@ -212,7 +213,7 @@ class Server:
             giving.leave(follower)
             self._forget_idle(giving)
             if peer not in giving.followers:
-                self._listener.cut(lambda one, blob: one == peer and blob == asked.blob)
+                self._listener.end(lambda one, blob: one == peer and blob == asked.blob)
 
     async def _turn(self, call: IncomingCall) -> Mapping[str, object]:
         asked = parse(wire.Turn, call.body)
@@ -249,12 +250,6 @@ class Server:
 
     def _find(self, blob: str) -> Held | Partial | None:
         return self._store.held().get(blob) or self._store.partial(blob)
-
-    def _found(self, blob: str) -> Held | Partial:
-        found = self._find(blob)
-        if found is None:
-            raise RemoteError("missing_blob", "this box has nothing of that blob", retryable=True)
-        return found
 
     def _followed(self, call: IncomingCall, blob: str) -> Giving:
         giving = self._giving.get(blob)

@@ -116,15 +116,19 @@ class Session:
     async def _look(self) -> None:
         while True:
             self.asking.look()
-            if self.asking.expecting:
-                self.account.enter("fetching")
-            elif not self._active:
-                self.account.enter("waiting", "no box that is connected has it")
-            elif self.asking.lacking:
-                self.account.enter("waiting", "no box that is connected has the blocks that are missing")
-            else:
-                self.account.enter("waiting", "the boxes that have it are busy with others")
+            waits_for = self._waits_for()
+            self.account.enter("waiting" if waits_for else "fetching", waits_for)
             await trio.sleep(LOOK)
+
+    def _waits_for(self) -> str:
+        """Why nothing comes, for people; empty where something does or is about to."""
+        if self.asking.expecting or any(not source.heard for source in self._active.values()):
+            return ""
+        if not self._active:
+            return "no box that is connected has it"
+        if self.asking.lacking:
+            return "no box that is connected has the blocks that are missing"
+        return "the boxes that have it are busy with others"
 
     def _wake(self, peer: str) -> None:
         source = self._active.get(peer)
