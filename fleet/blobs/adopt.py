@@ -66,6 +66,8 @@ def _bring(
                 os.close(own)
                 own = linked
         before = _stamp(own)
+        if before[0] != size:
+            raise _changed(path)
         try:
             digest, leaves = hash_file(
                 source if copied else own, size, algorithm, copy_to=own if copied else None, progress=progress

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from fleet.blobs.bitfield import Bitfield
 from fleet.blobs.errors import MissingBlockError
@@ -15,8 +15,15 @@ from fleet.blobs.hashing import Progress, bad_blocks, read_block
 from fleet.blobs.manifest import Manifest
 from fleet.blobs.merkle import leaf_hash
 
-#: What changes when somebody writes to a file: its size and two times, of which the kernel alone sets the second.
-Stamp = tuple[int, int, int]
+
+class Stamp(NamedTuple):
+    """What changes when somebody writes to a file; the second of the times is set by the kernel alone, and has steps of
+    some milliseconds, within which a change is not seen. `names` is how many the file has: none once it was deleted."""
+
+    size: int
+    written: int
+    changed: int
+    names: int
 
 
 class Shelf(Protocol):
@@ -83,6 +90,8 @@ class Held:
                 bad = bad_blocks(fd, self.manifest, self.leaves, range(self.manifest.blocks), progress)
             except OSError as error:
                 raise paused(error, f"cannot read {self.path}") from None
+            if not self._is_whole(stamp):
+                bad = bad or (self.manifest.blocks - 1,)
             if bad:
                 self._shelf.withdraw(self, bad)
             else:
@@ -99,6 +108,10 @@ class Held:
         """Let nobody use it any more."""
         self._file.close()
 
+    def _is_whole(self, stamp: Stamp) -> bool:
+        """Whether there is a file, without anything behind its end."""
+        return stamp.size == self.manifest.size and stamp.names > 0
+
     def _sound(self, fd: int, index: int, *, again: bool) -> bytes | None:
         """A block that is as the manifest says; None where it is not."""
         try:
@@ -110,7 +123,7 @@ class Held:
             if stamp != self._stamp:
                 self._stamp, self._checked = stamp, Bitfield(self.manifest.blocks)
             checked = self._checked
-        if block is None:
+        if block is None or not self._is_whole(stamp):
             return None
         if again or not checked.has(index):
             if leaf_hash(block, self.manifest.algorithm) != self.leaves[index]:
@@ -122,4 +135,4 @@ class Held:
 
 def _stamp(fd: int) -> Stamp:
     found = os.fstat(fd)
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return Stamp(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_nlink)

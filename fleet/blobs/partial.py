@@ -212,6 +212,8 @@ class Partial:
         self._refuse_in_trouble()
         with self._flushing(fd):
             try:
+                if os.fstat(fd).st_size > self.manifest.size:  # somebody wrote behind its end
+                    os.ftruncate(fd, self.manifest.size)
                 digest = whole_sha256(fd, self.manifest.size, progress)
             except OSError:  # a sector that cannot be read; which blocks are bad is seen below
                 digest = ""
@@ -240,6 +242,11 @@ class Partial:
             yield
         finally:
             thread.join()
+
+    def is_file(self, found: os.stat_result | None) -> bool:
+        """Whether that is the file that was written to and checked."""
+        with self._file.use() as fd:
+            return found is not None and os.path.samestat(found, os.fstat(fd))
 
     # --- the disk -----------------------------------------------------------------------------------------------------
 

@@ -22,8 +22,8 @@ from fleet.blobs.manifest import Manifest
 from fleet.blobs.partial import Partial, Shelf
 from fleet.blobs.rot import own_copy
 
-#: In the order in which they are deleted.
-_KINDS: Final[tuple[Kind, ...]] = ("blob", "part", "journal", "tree")
+#: What stands beside the data.
+_BESIDE: Final[tuple[Kind, ...]] = ("journal", "tree")
 
 
 @dataclass(frozen=True)
@@ -42,21 +42,21 @@ class Known:
 
 def make_partial(folder: Folder, manifest: Manifest, leaves: tuple[bytes, ...], shelf: Shelf) -> Partial:
     """A new one without blocks, its room reserved. Raises NoSpaceError and OSError; nothing is left then."""
-    part = name_of(manifest.hex, "part")
     fd = -1
     try:
         shelf.check_room(manifest.size)
         write_description(folder, manifest, leaves)
         write_journal(folder, manifest, Bitfield(manifest.blocks))
-        fd = folder.create(part)
+        fd = folder.create(name_of(manifest.hex, "part"))
         shelf.reserve(fd, manifest)
         folder.sync()
         return _partial(folder, manifest, leaves, fd, Bitfield(manifest.blocks), shelf)
     except BaseException:
         if fd >= 0:
             os.close(fd)
-        with contextlib.suppress(OSError):
-            delete(folder, manifest.hex)
+        for kind in ("part", *_BESIDE):
+            with contextlib.suppress(OSError):
+                folder.unlink(name_of(manifest.hex, kind))
         raise
 
 
@@ -107,7 +107,10 @@ def delete(folder: Folder, blob: str) -> bool:
 
     The data go first: a description without them is cleared away at the next start, data without it are kept.
     """
-    found = [folder.unlink(name_of(blob, kind)) for kind in _KINDS]
+    found = [folder.unlink(name_of(blob, kind)) for kind in ("blob", "part")]
+    for kind in _BESIDE:
+        with contextlib.suppress(OSError):
+            found.append(folder.unlink(name_of(blob, kind)))
     folder.sync()
     return any(found)
 

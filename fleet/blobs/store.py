@@ -220,7 +220,7 @@ class BlobStore:
                 held = self._held.get(blob)
                 if held is None:
                     place(disk, adopted)
-                if move:
+                if move and path.parent.resolve() != self.folder.resolve():
                     path.unlink(missing_ok=True)  # before it is held: it would look changed after
                 return held or self._hold(disk, adopted.manifest, adopted.leaves, checked=True)
         except OSError as error:
@@ -256,6 +256,9 @@ class BlobStore:
         with self._claimed(manifest.sha256) as disk:
             if self._partials.get(manifest.sha256) is not partial:
                 raise BlobGoneError("this blob was removed while it was finished")
+            if not partial.is_file(disk.stat(name_of(manifest.hex, "part"))):
+                self._note(manifest.sha256, known=Known(manifest, partial.leaves, Bitfield.full(manifest.blocks)))
+                raise BlobGoneError("another file was put in the place of this blob; begin it again")
             disk.rename(name_of(manifest.hex, "part"), name_of(manifest.hex, "blob"))
             disk.sync()
             with contextlib.suppress(OSError):  # it claims everything, so it means nothing beside a complete file
@@ -276,10 +279,13 @@ class BlobStore:
         with self._lock:
             if self._held.get(manifest.sha256) is not held or manifest.sha256 in self._busy:
                 return
+            disk = self._live()
+            if disk.stat(name_of(manifest.hex, "blob")) is None:  # somebody deleted it
+                self._note(manifest.sha256)
+                return
             claims = Bitfield.full(manifest.blocks)
             for index in bad:
                 claims.clear(index)
-            disk = self._live()
             self._note(manifest.sha256, known=Known(manifest, held.leaves, claims))
             with contextlib.suppress(OSError):  # on a disk that is read-only; it is found again at the next start
                 withdraw(disk, manifest, bad)
@@ -370,7 +376,9 @@ class BlobStore:
             if "blob" in kinds and settle(disk, manifest):
                 self._hold(disk, manifest, leaves, checked=False)
                 return
-        claims = read_journal(disk, manifest)
+        claims = None
+        with contextlib.suppress(OSError):
+            claims = read_journal(disk, manifest)
         if claims is None:
             claims = Bitfield.full(manifest.blocks)
         self._known[manifest.sha256] = Known(manifest, leaves, claims)

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from hypothesis import strategies as st
 from fleet.blobs.errors import MissingBlockError
 from fleet.blobs.merkle import BLOCK
 from fleet.blobs.store import BlobStore
-from tests.blob_files import Sample, sample
+from tests.blob_files import Sample, fast_folder, sample
 from tests.disk_model import Name, Recorder, Sync, after_power_cut
 
 #: Three blocks.
@@ -35,9 +34,8 @@ Say = Callable[[str], None]
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """In memory, where there is room for that: hundreds of syncs are asked for."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as made:
-        yield Path(made)
+    with fast_folder() as made:
+        yield made
 
 
 # --- what a store is killed at ----------------------------------------------------------------------------------------
@@ -270,8 +268,8 @@ def record(folder: Path) -> Recorder:
 
 @pytest.fixture(scope="module")
 def disk() -> Recorder:
-    with tempfile.TemporaryDirectory() as made:
-        return record(Path(made))
+    with fast_folder() as made:
+        return record(made)
 
 
 @settings(max_examples=60, deadline=None)
@@ -280,9 +278,9 @@ def test_after_a_power_cut_what_was_durable_is_there_and_what_is_complete_is_rig
     disk: Recorder, cut: float, seed: int
 ) -> None:
     until = disk.calls[: round(cut * len(disk.calls))]
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as made:
-        after_power_cut(until, random.Random(seed), Path(made) / "blobs")
-        check(Path(made) / "blobs", durable(until))
+    with fast_folder() as made:
+        after_power_cut(until, random.Random(seed), made / "blobs")
+        check(made / "blobs", durable(until))
 
 
 def test_a_store_that_did_not_sync_before_it_gives_the_name_would_be_found_out(disk: Recorder, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from agent.models_source import LocalSource, SourceProgress, Terms, WebSource, b
 from fleet.blobs.errors import NoSpaceError
 from fleet.blobs.held import Held
 from fleet.blobs.store import BlobStore
+from tests.blob_files import fast_folder
 
 SIZE = 3 * (1 << 20) + 12345
 MODEL = b"GGUF" + bytes(range(256)) * (SIZE // 256 + 1)
@@ -108,6 +109,12 @@ def site() -> Iterator[Site]:
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    with fast_folder() as made:
+        yield made
 
 
 @pytest.fixture

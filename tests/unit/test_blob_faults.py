@@ -18,9 +18,15 @@ from fleet.blobs.errors import BadManifestError, MissingBlockError, NoSpaceError
 from fleet.blobs.merkle import BLOCK
 from fleet.blobs.partial import Partial
 from fleet.blobs.store import BlobStore
-from tests.blob_files import SIZE, sample
+from tests.blob_files import SIZE, fast_folder, sample
 
 ONE = sample()
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    with fast_folder() as made:
+        yield made
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,14 +23,21 @@ from fleet.blobs.errors import (
     MissingBlockError,
     NoSpaceError,
 )
+from fleet.blobs.held import Held
 from fleet.blobs.manifest import MAX_SIZE, Manifest
 from fleet.blobs.merkle import BLOCK
 from fleet.blobs.partial import Partial
 from fleet.blobs.store import BlobStore
-from tests.blob_files import SIZE, sample
+from tests.blob_files import SIZE, fast_folder, sample
 
 ONE = sample()
 TWO = sample(1)
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    with fast_folder() as made:
+        yield made
 
 
 @pytest.fixture
@@ -52,11 +60,14 @@ def path_of(folder: Path, kind: str) -> Path:
 
 
 def flip(path: Path, at: int) -> None:
+    """Damage a byte, later than what was done before: the kernel's times have steps of some milliseconds."""
+    before = path.stat().st_mtime_ns
     with path.open("r+b") as file:
         file.seek(at)
         byte = file.read(1)
         file.seek(at)
         file.write(bytes([byte[0] ^ 1]))
+    os.utime(path, ns=(before, before + 1_000_000_000))
 
 
 def part_of(folder: Path, *indexes: int) -> None:
@@ -245,6 +256,62 @@ def test_a_file_that_is_written_to_is_hashed_again(store: BlobStore, folder: Pat
     flip(path, BLOCK)
     with pytest.raises(MissingBlockError):
         held.read(1)
+
+
+@pytest.mark.parametrize("read", [lambda held: held.read(1), lambda held: held.verify() and held.read(1)])
+def test_a_file_that_gets_longer_or_is_deleted_is_no_complete_blob_any_more(
+    store: BlobStore, folder: Path, read: Callable[[Held], object]
+) -> None:
+    for harm in (lambda path: os.truncate(path, SIZE + 1), Path.unlink):
+        partial = store.begin(ONE.manifest, ONE.leaves)
+        ONE.write(partial)
+        harm(partial.finish())
+        with pytest.raises((MissingBlockError, BlobGoneError)):
+            read(store.held()[ONE.blob])
+        assert not store.held()
+    assert not store.partials()
+
+
+def test_a_partial_that_somebody_else_made_longer_is_cut(store: BlobStore, folder: Path) -> None:
+    partial = store.begin(ONE.manifest, ONE.leaves)
+    ONE.write(partial)
+    os.truncate(path_of(folder, "part"), SIZE + 1)
+    assert partial.finish().read_bytes() == ONE.data
+
+
+def test_another_file_in_the_place_of_a_partial_is_not_made_the_blob(store: BlobStore, folder: Path) -> None:
+    partial = store.begin(ONE.manifest, ONE.leaves)
+    ONE.write(partial)
+    TWO.file(folder / "other").rename(path_of(folder, "part"))
+    with pytest.raises(BlobGoneError, match="another file"):
+        partial.finish()
+    assert not store.held()
+    again = store.begin(ONE.manifest, ONE.leaves)
+    assert again.have.count == 0
+    ONE.write(again)
+    assert again.finish().read_bytes() == ONE.data
+
+
+def test_a_journal_that_cannot_be_read_is_no_matter_of_other_blobs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part_of(folder, 0)
+    with BlobStore(folder, keep_free=0) as store:
+        TWO.write(store.begin(TWO.manifest, TWO.leaves), 1)
+    real = os.preadv
+
+    def failing(fd: int, *args: Any) -> int:
+        if Path(f"/proc/self/fd/{fd}").readlink().name == path_of(folder, "journal").name:
+            raise OSError(5, "no")
+        return real(fd, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", failing)
+        store = BlobStore(folder, keep_free=0)
+        store.open()
+        assert (store.partials()[ONE.blob].blocks, store.partials()[TWO.blob].blocks) == (4, 1)
+    assert list(store.resume()[ONE.blob].have) == [0]
+    store.close()
 
 
 @pytest.mark.parametrize("how", ["check", "verify", "cut"])
@@ -563,21 +630,19 @@ def test_a_file_that_is_moved_in_is_gone_from_where_it_was(store: BlobStore, tmp
     again = ONE.file(tmp_path / "again")
     assert store.adopt(again, move=True) is held
     assert not again.exists()
+    assert store.adopt(held.path, move=True) is held  # its own
+    assert held.verify() == ()
 
 
-def test_another_disk_gets_a_copy(tmp_path: Path) -> None:
-    if not os.access("/dev/shm", os.W_OK) or Path("/dev/shm").stat().st_dev == tmp_path.stat().st_dev:
+def test_from_another_disk_it_is_copied(store: BlobStore, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = ONE.file(tmp_path_factory.mktemp("other") / "model")
+    if path.stat().st_dev == store.folder.stat().st_dev:
         pytest.skip("there is no second file system to write to")
-    path = Path(f"/dev/shm/shoal-test-{os.getpid()}")
-    try:
-        ONE.file(path)
-        with BlobStore(tmp_path / "blobs", keep_free=0) as store:
-            held = store.adopt(path, move=True)
-            assert not path.exists()
-            assert held.path.read_bytes() == ONE.data
-            assert held.path.stat().st_mode & 0o777 == 0o600
-    finally:
-        path.unlink(missing_ok=True)
+    held = store.adopt(path)
+    assert held.path.read_bytes() == path.read_bytes() == ONE.data
+    assert held.path.stat().st_mode & 0o777 == 0o600
+    assert store.adopt(path, move=True) is held
+    assert not path.exists()
 
 
 def test_mending_a_blob_never_writes_into_the_file_it_was_taken_from(folder: Path, tmp_path: Path) -> None:
