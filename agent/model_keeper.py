@@ -232,7 +232,8 @@ class ModelKeeper:
         """What there is for more models; None before the store is open."""
         if self.executor.situation is None:
             return None
-        return Room(max(0, self.executor.actual.free), self._pool.capacity())
+        space = 0 if self._settings().never else max(0, self.executor.actual.free)
+        return Room(space, self._pool.capacity())
 
     def gone(self) -> frozenset[bytes]:
         """The boxes that this one cannot reach for long."""

@@ -75,13 +75,19 @@ def _explained(one: Mapping[str, Any]) -> str:
     rows = [
         (
             f"{box['name'] or box['peer_id']}{' (this box)' if box['self'] else ''}",
-            {"home": "holds", "stand-in": "stands in", "spare": "spare", "not": "no"}[box["role"]],
+            _role(box),
             f"{float(box['complete']):.0%}",
             "it is gone" if box["gone"] and not box["why"] else str(box["why"]),
         )
         for box in one["boxes"]
     ]
     return "\n".join([*lines, table(_BOXES, rows, rigid=("ROLE", "HAS"))]) if rows else "\n".join(lines)
+
+
+def _role(box: Mapping[str, Any]) -> str:
+    if box["role"] == "home":
+        return "holds" if float(box["complete"]) >= 1 else "to hold"
+    return {"stand-in": "stands in", "spare": "spare", "not": "no"}[box["role"]]
 
 
 def _here(want: Mapping[str, Any]) -> str:

@@ -41,7 +41,7 @@ def summary(fall: Falls) -> str:
     text = f"{fall.copies} of {len(chosen)} boxes hold it"
     away = sum(one.gone for one in chosen)
     if away:
-        text = f"{fall.copies} boxes hold it, of {len(chosen)} that are to; {away} of these {'is' if away == 1 else 'are'} gone"
+        text = f"{fall.copies} boxes hold it, of {len(chosen)} that are to; of these {away} cannot be reached"
     if fall.short:
         text += f"; {fall.short} fewer than the {placement.least} that are to be kept can take it now"
     return text

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from agent.reconcile.desired import FleetModel, Placement
+from agent.reconcile.schedule import Window, window_for
 from agent.reconcile.selector import why_not
 from fleet.document.facts import Box
 from fleet.document.view import View
@@ -123,11 +124,23 @@ def _refusal(placement: Placement, model: FleetModel, view: View, box: Box, comp
     reason = why_not(placement.terms, box)
     if reason:
         return reason
-    budget, space = box.node.budget, box.node.space
+    if complete >= 1:
+        return _no_memory(model, box)
+    if window_for(Window(), view.settings, box).never:
+        return "the fleet's policy has no hours for models on its metered link"
+    if box.node.space == 0:
+        return "it takes no more models: its disk is full, or its link is metered"
+    if box.node.space is not None and model.size * (1 - complete) > box.node.space:
+        return f"it needs {_mb(model.size)} of disk, and {_mb(box.node.space)} are free for models there"
+    return _no_memory(model, box)
+
+
+def _no_memory(model: FleetModel, box: Box) -> str:
+    budget = box.node.budget
     if budget is not None and memory_for(model.size) > budget:
+        if budget == 0:
+            return "it has no engine to run models with"
         return f"it needs about {_mb(memory_for(model.size))} of memory, and models may take {_mb(budget)} there"
-    if space is not None and complete < 1 and model.size * (1 - complete) > space:
-        return f"it needs {_mb(model.size)} of disk, and {_mb(space)} are free for models there"
     return ""
 
 

@@ -31,12 +31,17 @@ class Window:
     metered: bool = False
     rate: int | None = None
 
+    @property
+    def never(self) -> bool:
+        """Whether nothing is ever fetched."""
+        return self.metered and not self.hours
+
     def closed(self, now: datetime) -> str:
         """Why nothing is fetched or given at this time of the box's own clock; empty where it is."""
         for spans in self.hours:
             if not any(span.holds(now.time()) for span in spans):
                 return f"models travel here within {' or '.join(map(str, spans))} only"
-        if self.metered and not self.hours:
+        if self.never:
             return "the link is metered, and has no hours for models (transfer.hours)"
         return ""
 

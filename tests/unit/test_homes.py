@@ -69,6 +69,14 @@ def test_a_box_without_room_is_passed_over_and_says_why() -> None:
     assert chosen(fleet) == set(NAMES) - {"m2"}  # it has it already
 
 
+def test_a_box_whose_link_never_carries_models_is_passed_over() -> None:
+    fleet = fleet_of(max=8)
+    fleet.set("a1", "policy/transfer", {"rules": [{"selector": {"where": "name=m1"}, "metered": True}]})
+    assert chosen(fleet) == set(NAMES) - {"m1"}
+    holds(fleet, "m1")
+    assert chosen(fleet) == set(NAMES)
+
+
 def test_a_box_that_was_revoked_or_denied_gets_none() -> None:
     fleet = fleet_of(max=8)
     fleet.revoke("a1", "m1")
@@ -155,7 +163,7 @@ def test_a_placement_may_name_the_hash_or_an_alias() -> None:
 
 
 @given(st.sets(st.sampled_from(NAMES), min_size=1), st.integers(1, 8), st.randoms())
-@budget(60)
+@budget(25)
 def test_every_box_comes_to_the_same_and_one_more_box_moves_at_most_one_copy(
     there: set[str], most: int, rng: Any
 ) -> None:
