@@ -87,7 +87,10 @@ class Fetch:
         import httpx
 
         limits = httpx.Timeout(self._terms.silence, connect=15.0)
-        trust: ssl.SSLContext | bool = True if self._terms.trust is None else self._terms.trust
+        # What the system trusts, as for the engines; httpx would bring a list of its own.
+        trust = self._terms.trust
+        if trust is None:
+            trust = await trio.to_thread.run_sync(ssl.create_default_context)
         headers = {"User-Agent": f"shoal/{VERSION}", "Accept": "*/*", "Accept-Encoding": "identity"}
         async with httpx.AsyncClient(timeout=limits, verify=trust, headers=headers, max_redirects=0) as client:
             failed, pause = 0, self._terms.pause

@@ -57,7 +57,7 @@ def measure(folder: Path) -> list[Figure]:
     print(f"SHA-256 in memory, one thread: {SIZE / pure / 1e6:.0f} MB/s")
     for name, runs in taken.items():
         print(f"{name}: {SIZE / statistics.median(runs) / 1e6:.0f} MB/s")
-    limits = {"adopt": 2.5, "resume": 1.5, "finish": 1.5}
+    limits = {"adopt": 3.0, "resume": 1.5, "finish": 1.5}
     words = {
         "adopt": "taking a file in (hash and leaves, s)",
         "resume": "hashing again at a start (s)",

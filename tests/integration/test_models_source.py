@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import http.server
+import ipaddress
 import os
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,6 +17,10 @@ from typing import Any
 
 import pytest
 import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from agent.errors import BadRequestError, ModelSourceError
 from agent.models_source import LocalSource, SourceProgress, Terms, WebSource, bring, parse_source
@@ -97,9 +104,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def site() -> Iterator[Site]:
+def server() -> Iterator[http.server.ThreadingHTTPServer]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as found:
+        found.handle_error = lambda request, client: None  # type: ignore[method-assign]
+        yield found
+
+
+@pytest.fixture
+def site(server: http.server.ThreadingHTTPServer) -> Iterator[Site]:
     found = Site()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.site = found  # type: ignore[attr-defined]
     found.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=partial(server.serve_forever, poll_interval=0.02))
@@ -108,7 +121,6 @@ def site() -> Iterator[Site]:
     found.paused.set()
     server.shutdown()
     thread.join()
-    server.server_close()
 
 
 @pytest.fixture
@@ -253,6 +265,46 @@ def test_there_must_be_room_before_it_begins(site: Site, tmp_path: Path) -> None
     ):
         trio.run(partial(bring, WebSource(f"{site.url}/m"), store, tmp_path / "downloads", terms=TERMS))
     assert caught.value.missing > 1 << 59
+
+
+def test_a_certificate_must_be_one_that_is_trusted_and_is_not_asked_for_twice(
+    site: Site, fetch: Callable[..., Held], tmp_path: Path, server: http.server.ThreadingHTTPServer
+) -> None:
+    certificate, key = certificate_for("127.0.0.1", tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    source = WebSource(site.url.replace("http:", "https:") + "/m.gguf")
+    with pytest.raises(ModelSourceError, match="certificate"):
+        fetch(source)
+    assert not site.asked
+    trust = ssl.create_default_context(cafile=str(certificate))
+    site.breaks = [1 << 20]
+    assert fetch(source, Terms(most=1 << 30, pause=0.001, trust=trust)).path.read_bytes() == MODEL
+
+
+def certificate_for(host: str, folder: Path) -> tuple[Path, Path]:
+    """A certificate that is its own authority, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    certificate, secret = folder / "certificate", folder / "key"
+    certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    secret.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return certificate, secret
 
 
 def test_a_hub_is_held_to_the_hash_and_size_that_it_names(
