@@ -19,7 +19,7 @@ from fleet.blobs.hashing import Progress, hash_file
 from fleet.blobs.manifest import MAX_SIZE, Manifest
 from fleet.blobs.merkle import Algorithm, root_of
 from fleet.blobs.rot import clone
-from fleet.blobs.space import reserve
+from fleet.blobs.space import Reserve
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Adopted:
     leaves: tuple[bytes, ...]
 
 
-def take_in(folder: Folder, path: Path, algorithm: Algorithm, keep_free: int, progress: Progress | None) -> Adopted:
+def take_in(folder: Folder, path: Path, algorithm: Algorithm, reserve: Reserve, progress: Progress | None) -> Adopted:
     """Bring a file into the folder under a name of its own. The original stays as it is.
 
     Raises BlobFileError, NoSpaceError, MissingAlgorithmError, OSError, and what `progress` raises; nothing is left
@@ -41,7 +41,7 @@ def take_in(folder: Folder, path: Path, algorithm: Algorithm, keep_free: int, pr
     source = _open(path)
     name = folder.new_name()
     try:
-        return _bring(folder, path, source, name, algorithm, keep_free, progress)
+        return _bring(folder, path, source, name, algorithm, reserve, progress)
     except BaseException:
         with contextlib.suppress(OSError):
             folder.unlink(name)
@@ -51,7 +51,13 @@ def take_in(folder: Folder, path: Path, algorithm: Algorithm, keep_free: int, pr
 
 
 def _bring(
-    folder: Folder, path: Path, source: int, name: str, algorithm: Algorithm, keep_free: int, progress: Progress | None
+    folder: Folder,
+    path: Path,
+    source: int,
+    name: str,
+    algorithm: Algorithm,
+    reserve: Reserve,
+    progress: Progress | None,
 ) -> Adopted:
     size = os.fstat(source).st_size
     copied = False
@@ -61,7 +67,7 @@ def _bring(
             linked = _link(folder, source, name)
             if linked is None:
                 copied = True
-                reserve(folder, own, size, keep_free)
+                reserve(own, size)
             else:
                 os.close(own)
                 own = linked

@@ -37,7 +37,7 @@ class Shelf(Protocol):
     def check_room(self, size: int) -> None:
         """See `fleet.blobs.space.check_room`."""
 
-    def reserve(self, fd: int, manifest: Manifest) -> None:
+    def reserve(self, fd: int, size: int) -> None:
         """See `fleet.blobs.space.reserve`."""
 
     def complete(self, partial: Partial) -> Path:
@@ -169,7 +169,7 @@ class Partial:
                 self._unsynced = []
                 doubtful = sorted(set(self._doubtful))
             try:
-                self._shelf.reserve(fd, self.manifest)
+                self._shelf.reserve(fd, self.manifest.size)
                 os.fdatasync(fd)
                 for index in doubtful:
                     os.posix_fadvise(fd, index * BLOCK, self.manifest.block_size(index), os.POSIX_FADV_DONTNEED)

@@ -48,7 +48,7 @@ def make_partial(folder: Folder, manifest: Manifest, leaves: tuple[bytes, ...], 
         write_description(folder, manifest, leaves)
         write_journal(folder, manifest, Bitfield(manifest.blocks))
         fd = folder.create(name_of(manifest.hex, "part"))
-        shelf.reserve(fd, manifest)
+        shelf.reserve(fd, manifest.size)
         folder.sync()
         return _partial(folder, manifest, leaves, fd, Bitfield(manifest.blocks), shelf)
     except BaseException:
@@ -60,17 +60,15 @@ def make_partial(folder: Folder, manifest: Manifest, leaves: tuple[bytes, ...], 
         raise
 
 
-def open_partial(
-    folder: Folder, known: Known, shelf: Shelf, keep_free: int, progress: Progress | None = None
-) -> Partial:
+def open_partial(folder: Folder, known: Known, shelf: Shelf, progress: Progress | None = None) -> Partial:
     """Take one up again: what it claims is hashed, in threads. Raises NoSpaceError, OSError, and what `progress`
     raises; it is as it was then."""
     manifest = known.manifest
     fd = folder.open(name_of(manifest.hex, "part"), write=True)
     try:
         if os.fstat(fd).st_nlink > 1:
-            fd = own_copy(folder, manifest, fd, keep_free)
-        shelf.reserve(fd, manifest)
+            fd = own_copy(folder, manifest, fd, shelf.reserve)
+        shelf.reserve(fd, manifest.size)
         have = known.claims.copy()
         for index in bad_blocks(fd, manifest, known.leaves, known.claims, progress):
             have.clear(index)
@@ -80,14 +78,26 @@ def open_partial(
         raise
 
 
+def find_data(folder: Folder, manifest: Manifest) -> bool:
+    """Whether there are data of a blob that is not complete; under the name of a partial from now on. Raises OSError.
+
+    They may have the other name still: of one that lost its description, or was withdrawn while nothing could be
+    written.
+    """
+    blob, part = name_of(manifest.hex, "blob"), name_of(manifest.hex, "part")
+    if folder.stat(part) is not None:
+        return True
+    if folder.stat(blob) is None:
+        return False
+    folder.rename(blob, part)
+    folder.sync()
+    return True
+
+
 def describe_anew(folder: Folder, manifest: Manifest, leaves: tuple[bytes, ...]) -> Known:
     """Give data that are here another description, as their own was lost or is of another tree; they are to be hashed.
     Raises OSError."""
     write_description(folder, manifest, leaves)
-    blob, part = name_of(manifest.hex, "blob"), name_of(manifest.hex, "part")
-    if folder.stat(part) is None:
-        folder.rename(blob, part)
-        folder.sync()
     return Known(manifest, leaves, Bitfield.full(manifest.blocks))
 
 

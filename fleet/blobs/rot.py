@@ -18,7 +18,7 @@ from fleet.blobs.bitfield import Bitfield
 from fleet.blobs.folder import Folder, name_of
 from fleet.blobs.journal import read_journal, write_journal
 from fleet.blobs.manifest import Manifest
-from fleet.blobs.space import reserve
+from fleet.blobs.space import Reserve
 
 #: ioctl of btrfs, XFS and others: share a file's extents (linux/fs.h).
 _FICLONE: Final = 0x40049409
@@ -60,7 +60,7 @@ def settle(folder: Folder, manifest: Manifest) -> bool:
     return False
 
 
-def own_copy(folder: Folder, manifest: Manifest, fd: int, keep_free: int) -> int:
+def own_copy(folder: Folder, manifest: Manifest, fd: int, reserve: Reserve) -> int:
     """Make a partial whose file has other names too (it was taken in as a hard link) a file of its own; gives its
     descriptor, and closes `fd`. Repairing it in place would write into somebody else's file.
 
@@ -70,7 +70,7 @@ def own_copy(folder: Folder, manifest: Manifest, fd: int, keep_free: int) -> int
     target = folder.create(new)
     try:
         if not clone(fd, target):
-            reserve(folder, target, manifest.size, keep_free)
+            reserve(target, manifest.size)
             copy(fd, target, min(os.fstat(fd).st_size, manifest.size))
         os.fsync(target)
         folder.rename(new, name_of(manifest.hex, "part"))

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from typing import Final
 
 from fleet.blobs.errors import NoSpaceError
 from fleet.blobs.folder import Folder
+
+#: Makes a file so many bytes long, and gets it the room; raises NoSpaceError and OSError.
+Reserve = Callable[[int, int], None]
 
 #: What says that the file system cannot reserve, rather than that there is no room.
 _CANNOT: Final = frozenset((errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL))

@@ -26,7 +26,7 @@ from fleet.blobs.journal import read_journal
 from fleet.blobs.manifest import Manifest, check_leaf_list, is_blob_id
 from fleet.blobs.merkle import Algorithm
 from fleet.blobs.partial import Partial
-from fleet.blobs.placing import Known, delete, describe_anew, make_partial, open_partial, place
+from fleet.blobs.placing import Known, delete, describe_anew, find_data, make_partial, open_partial, place
 from fleet.blobs.rot import settle, withdraw
 from fleet.blobs.space import check_room, reserve
 
@@ -164,14 +164,13 @@ class BlobStore:
                 live.close()
                 self._note(blob, known=Known(live.manifest, live.leaves, live.have))
             known = self._known.get(blob)
-            if known is not None and known.manifest == manifest:
-                made = open_partial(disk, known, self, self.keep_free, progress)
-            elif known is not None or blob in self._orphans:
-                known = describe_anew(disk, manifest, sound)
-                self._note(blob, known=known)
-                made = open_partial(disk, known, self, self.keep_free, progress)
-            else:
+            if not (known or blob in self._orphans) or not find_data(disk, manifest):
                 made = make_partial(disk, manifest, sound, self)
+            else:
+                if known is None or known.manifest != manifest:
+                    known = describe_anew(disk, manifest, sound)
+                    self._note(blob, known=known)
+                made = open_partial(disk, known, self, progress)
             self._note(blob, partial=made)
         return made
 
@@ -187,10 +186,9 @@ class BlobStore:
         total = sum(known.claimed_bytes for _, known in todo)
         done = 0
         for blob, known in todo:
-            with contextlib.suppress(BlobError), self._claimed(blob) as disk:
-                if self._known.get(blob) is known:
-                    told = None if progress is None else _within(progress, done, total)
-                    self._note(blob, partial=open_partial(disk, known, self, self.keep_free, told))
+            told = None if progress is None else _within(progress, done, total)
+            with contextlib.suppress(BlobError):
+                self._take_up(blob, known, told)
             done += known.claimed_bytes
         with self._lock:
             return dict(self._partials)
@@ -214,7 +212,7 @@ class BlobStore:
         disk = self._live()
         adopted = None
         try:
-            adopted = take_in(disk, path, algorithm, self.keep_free, progress)
+            adopted = take_in(disk, path, algorithm, self.reserve, progress)
             blob = adopted.manifest.sha256
             with self._claimed(blob):
                 held = self._held.get(blob)
@@ -245,10 +243,10 @@ class BlobStore:
 
     # --- what its partials and held blobs call ------------------------------------------------------------------------
 
-    def reserve(self, fd: int, manifest: Manifest) -> None:
+    def reserve(self, fd: int, size: int) -> None:
         """See `fleet.blobs.space.reserve`; one at a time, so that two blobs do not get the same room."""
         with self._space:
-            reserve(self._live(), fd, manifest.size, self.keep_free)
+            reserve(self._live(), fd, size, self.keep_free)
 
     def complete(self, partial: Partial) -> Path:
         """Give a partial whose whole was checked its place among the complete ones."""
@@ -356,6 +354,16 @@ class BlobStore:
         for kept in (self._held, self._partials, self._known):
             kept.clear()
         self._orphans.clear()
+
+    def _take_up(self, blob: str, known: Known, progress: Progress | None) -> None:
+        with self._claimed(blob) as disk:
+            if self._known.get(blob) is not known:
+                return
+            if find_data(disk, known.manifest):
+                self._note(blob, partial=open_partial(disk, known, self, progress))
+            else:  # somebody deleted it
+                delete(disk, known.manifest.hex)
+                self._note(blob)
 
     def _find(self, disk: Folder, blob: str, kinds: set[Kind]) -> None:
         """Sort in what is on disk of one blob. Raises OSError."""

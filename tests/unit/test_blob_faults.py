@@ -295,6 +295,29 @@ def test_a_rename_that_is_refused_can_be_tried_again(
     assert partial.finish().read_bytes() == ONE.data
 
 
+def test_rot_on_a_disk_that_takes_nothing_is_withdrawn_all_the_same(
+    partial: Partial, store: BlobStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ONE.write(partial)
+    path = partial.finish()
+    with path.open("r+b") as file:
+        file.write(b"rot")
+    with monkeypatch.context() as patch:
+
+        def refuse(*_: Any, **__: Any) -> None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+        patch.setattr(os, "rename", refuse)
+        assert store.held()[ONE.blob].verify() == (0,)
+        assert not store.held()
+        with pytest.raises(StorePausedError):
+            store.begin(ONE.manifest, ONE.leaves)
+    again = store.begin(ONE.manifest, ONE.leaves)
+    assert list(again.have) == [1, 2, 3]
+    ONE.write(again, 0)
+    assert again.finish().read_bytes() == ONE.data
+
+
 # --- a real small disk ------------------------------------------------------------------------------------------------
 
 

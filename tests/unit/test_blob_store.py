@@ -292,6 +292,30 @@ def test_another_file_in_the_place_of_a_partial_is_not_made_the_blob(store: Blob
     assert again.finish().read_bytes() == ONE.data
 
 
+@pytest.mark.parametrize("when", ["open", "resume", "begin", "used"])
+def test_a_partial_that_somebody_deleted_is_begun_anew(folder: Path, when: str) -> None:
+    part_of(folder, 0)
+    if when == "open":
+        path_of(folder, "part").unlink()
+    with BlobStore(folder, keep_free=0) as store:
+        if when in ("resume", "begin"):
+            path_of(folder, "part").unlink()
+        if when == "resume":
+            assert not store.resume()
+            assert not list(folder.iterdir())
+        partial = store.begin(ONE.manifest, ONE.leaves)
+        assert partial.have.count == (when == "used")
+        ONE.write(partial)
+        if when == "used":
+            path_of(folder, "part").unlink()
+            with pytest.raises(BlobGoneError):
+                partial.finish()
+            partial = store.begin(ONE.manifest, ONE.leaves)
+            assert partial.have.count == 0
+            ONE.write(partial)
+        assert partial.finish().read_bytes() == ONE.data
+
+
 def test_a_journal_that_cannot_be_read_is_no_matter_of_other_blobs(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
