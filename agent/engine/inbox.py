@@ -106,7 +106,7 @@ class Inbox(Generic[Item]):
     def begin_step(self, ids: Collection[int], *, abortable: bool) -> bool:
         """A step with these requests begins; False where one has been cancelled meanwhile, and it must not."""
         with self._changed:
-            if any(id in self._cancelled for id in ids):
+            if not self._cancelled.isdisjoint(ids):
                 return False
             self._in_step, self._abortable = ids, abortable
             return True

@@ -38,15 +38,13 @@ class Running:
         """Tokens that are not decoded yet."""
         return len(self.tokens) - self.decoded
 
-    @property
-    def generating(self) -> bool:
-        """Whether its next step is one token."""
-        return self.pending == 1
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Slice:
-    """Tokens of one sequence in a step: `count` from `start` on. With the last one its logits are wanted."""
+    """Tokens of one sequence in a step: `count` from `start` on. With the last one its logits are wanted.
+
+    Not frozen: a step makes one of each sequence, and sixteen frozen ones take 14 us longer.
+    """
 
     sequence: Running
     start: int
@@ -64,26 +62,31 @@ def plan(running: Sequence[Running], batch: int, chunk: int) -> list[Slice]:
     Where nothing generates, prompts may fill the batch. Of what there is for prompts, the oldest gets half, so that it
     comes to its end; the shortest get the rest, so that they need not wait for it.
     """
-    generating = [one for one in running if one.generating][:batch]
-    prompts = sorted((one for one in running if one.pending > 1), key=lambda one: one.order)
-    room = batch - len(generating)
-    if generating:
+    step: list[Slice] = []
+    prompts: list[Running] = []
+    for one in running:
+        pending = len(one.tokens) - one.decoded
+        if pending > 1:
+            prompts.append(one)
+        elif pending and len(step) < batch:
+            step.append(Slice(one, one.decoded, 1))
+    room = batch - len(step)
+    if step:
         room = min(room, chunk)
-    shares: dict[int, int] = {}
-    if prompts and room > 0:
-        oldest, *others = prompts
-        first = min(oldest.pending, (room + 1) // 2 if others else room)
-        shares[oldest.id] = first
-        room -= first
-        for one in sorted(others, key=lambda one: (one.pending, one.order)):
-            share = min(one.pending, room)
-            if share:
-                shares[one.id] = share
-                room -= share
-        shares[oldest.id] += min(room, oldest.pending - first)
-    return [Slice(one, one.decoded, 1) for one in generating] + [
-        Slice(one, one.decoded, shares[one.id]) for one in prompts if one.id in shares
-    ]
+    if not prompts or room <= 0:
+        return step
+    prompts.sort(key=lambda one: one.order)
+    oldest, *others = prompts
+    first = min(oldest.pending, (room + 1) // 2 if others else room)
+    shares = {oldest.id: first}
+    room -= first
+    for one in sorted(others, key=lambda one: (one.pending, one.order)):
+        share = min(one.pending, room)
+        if share:
+            shares[one.id] = share
+            room -= share
+    shares[oldest.id] += min(room, oldest.pending - first)
+    return step + [Slice(one, one.decoded, shares[one.id]) for one in prompts if one.id in shares]
 
 
 @dataclass(slots=True)

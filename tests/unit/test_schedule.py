@@ -32,11 +32,11 @@ def test_a_step_is_within_its_bounds_and_nobody_that_generates_is_left_out(runni
         assert each.start == each.sequence.decoded
         assert 0 < each.count <= each.sequence.pending
         assert each.completes == (each.count == each.sequence.pending)
-    generating = {each.id for each in running if each.generating}
+    generating = {each.id for each in running if each.pending == 1}
     assert generating <= set(shares(slices))
     if generating:
         assert sum(count for id, count in shares(slices).items() if id not in generating) <= chunk
-    prompts = [each for each in running if not each.generating]
+    prompts = [each for each in running if each.pending != 1]
     if prompts:
         assert min(prompts, key=lambda each: each.order).id in shares(slices), "the oldest always moves on"
 
