@@ -25,7 +25,7 @@ from agent.membership import Membership, peer_id_of
 from agent.own_facts import Room, Stored
 from agent.reconcile.absence import to_tell
 from agent.reconcile.execute import SETTLE, Executor, Rules
-from agent.reconcile.homes import STEP, held_part
+from agent.reconcile.homes import SCOPE_BLOBS, STEP, held_part
 from agent.reconcile.pins import Pins
 from agent.reconcile.schedule import Window, own_window, window_for
 from agent.reconcile.situation import Situation, situation_of
@@ -49,8 +49,6 @@ if TYPE_CHECKING:
 
 #: The folder in the state folder that has the files of models.
 FOLDER: Final = "blobs"
-#: What a peer needs to be given blocks here.
-SCOPE_BLOBS: Final = "blobs"
 #: The label that says which boxes are near one another.
 _SITE: Final = "site"
 #: Boxes that a fetch dials besides the neighbours that there are.

@@ -226,8 +226,9 @@ class ModelOrders:
             for one in doomed:
                 try:
                     await self._keeper.executor.delete(one.hash)
+                    await trio.to_thread.run_sync(self._keeper.pins.remove, one.hash)
                     removed.append(one)
-                except FleetError as error:
+                except (AgentError, FleetError) as error:
                     log.warning("model.not_removed", model=one.name, reason=error.message)
         return {
             "found": [one.plain() for one in waste],
@@ -346,7 +347,8 @@ class ModelOrders:
         found = []
 
         def note(blob: str, size: int, why: str, *, last: bool) -> None:
-            if blob not in wanted and blob not in executor.busy and blob not in self._keeper.pins:
+            kept = blob in self._keeper.pins and blob in models
+            if blob not in wanted and blob not in executor.busy and not kept:
                 name = models[blob].name if blob in models else blob
                 found.append(Waste(blob, name, size, why, last))
 

@@ -14,6 +14,7 @@ import trio
 
 from agent.config import ModelConfig
 from agent.engine.pool import EnginePool
+from agent.reconcile.homes import SCOPE_BLOBS
 from agent.reconcile.pins import Pins
 from agent.reconcile.plan import (
     Action,
@@ -230,7 +231,7 @@ class Executor:
             broken=frozenset(served - held.keys()),
             free=room,
             memory=capacity or None,
-            closed=window.closed(datetime.now().astimezone()),
+            closed=_barred(situation) or window.closed(datetime.now().astimezone()),
             failed=self._failed(situation, now),
             surplus_after=self._rules.surplus_after,
         )
@@ -395,6 +396,13 @@ class Executor:
             self.leaving.discard(blob)
             self.note_change()
             self._fleet.note_change()
+
+
+def _barred(situation: Situation) -> str:
+    """Why nobody gives this box blocks; empty where they may."""
+    if SCOPE_BLOBS in situation.view.standing(situation.own).scopes:
+        return ""
+    return "the fleet's firewall does not let this box have blocks of models (scope blobs); see shoal firewall ls"
 
 
 def _moves(account: Account) -> bool:

@@ -25,6 +25,8 @@ Role = Literal["home", "stand-in", "spare", "not"]
 #: What a loaded model takes beyond its file, about: the exact figure needs the file's header, which only holders have.
 _OVERHEAD: Final = 128 << 20
 
+#: What a box has to be allowed to be given blocks by others.
+SCOPE_BLOBS: Final = "blobs"
 #: So much of its file at least counts as a part: announced in steps of this.
 STEP: Final = 0.25
 
@@ -126,6 +128,8 @@ def _refusal(placement: Placement, model: FleetModel, view: View, box: Box, comp
         return reason
     if complete >= 1:
         return _no_memory(model, box)
+    if SCOPE_BLOBS not in standing.scopes:
+        return "the fleet's firewall does not let it have blocks of models (scope blobs)"
     if window_for(Window(), view.settings, box).never:
         return "the fleet's policy has no hours for models on its metered link"
     if box.node.space == 0:

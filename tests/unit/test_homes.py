@@ -81,7 +81,8 @@ def test_a_box_that_was_revoked_or_denied_gets_none() -> None:
     fleet = fleet_of(max=8)
     fleet.revoke("a1", "m1")
     fleet.deny("a1", "m2")
-    assert chosen(fleet) == set(NAMES) - {"m1", "m2"}
+    fleet.deny("a1", "m3", "blobs")
+    assert chosen(fleet) == set(NAMES) - {"m1", "m2", "m3"}
 
 
 def test_who_holds_it_comes_first() -> None:
