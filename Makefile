@@ -1,7 +1,7 @@
 # Shoal's commands. `make` alone prints them.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test mutants lint types contracts check behaviours sim sim-routing bench bench-engine bench-delegation soak fuzz clean distclean
+.PHONY: help demo test mutants lint types contracts check behaviours sim sim-routing bench bench-engine bench-delegation bench-transfer soak fuzz clean distclean
 
 # Keep CPython the only thing chosen from outside: make PYTHON=python3.12 test
 export PYTHON
@@ -70,6 +70,11 @@ bench-engine: ## this engine, llama-server and serial llama_cpp.Llama in turn (A
 bench-delegation: ## borrowed against own: alone, eight at once, cold, through faults, and ten times overloaded
 	@$(DEV)
 	$(BIN)/python -m tests.bench delegation
+
+bench-transfer: ## 1 GiB between boxes by both lanes, raw, libtorrent, curl from nginx, syncthing, and through faults (ARGS=--help)
+	@$(DEV)
+	@$(BIN)/python -c 'import libtorrent' 2>/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]'
+	$(BIN)/python -m tests.bench.transfer $(ARGS)
 
 soak: ## 2,000 jobs of every kind on the engine: each gets its end, nothing is left (SHOAL_SOAK_SEED=7 for others)
 	@$(DEV)

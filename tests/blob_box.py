@@ -148,6 +148,7 @@ class BlobBox:
         self.errors = self.folder.with_suffix(".err")
         self._lines: Queue[dict[str, Any] | None] = Queue()
         self._process: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
 
     def start(self, **orders: Any) -> BlobBox:
         """Start the process, once more perhaps, with other orders."""
@@ -177,7 +178,8 @@ class BlobBox:
                 stderr=errors,
                 text=True,
             )
-        threading.Thread(target=self._read, args=(self._process, self._lines), daemon=True).start()
+        self._reader = threading.Thread(target=self._read, args=(self._process, self._lines), daemon=True)
+        self._reader.start()
         return self
 
     def _read(self, process: subprocess.Popen[str], lines: Queue[dict[str, Any] | None]) -> None:
@@ -225,15 +227,18 @@ class BlobBox:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+            assert self._reader is not None
+            self._reader.join()  # before its pipe is closed: the number of that may be another pipe's next
             for pipe in (self._process.stdin, self._process.stdout):
-                if pipe is not None:
-                    with contextlib.suppress(OSError):
-                        pipe.close()
+                assert pipe is not None
+                with contextlib.suppress(OSError):
+                    pipe.close()
 
 
 @contextmanager
 def boxes(folder: Path, source: Path, sources: Sequence[Mapping[str, Any]]) -> Iterator[tuple[list[BlobBox], BlobBox]]:
     """Boxes that hold `source`, each with its own orders, started; and one that is not started, and is to fetch it."""
+    folder.mkdir(exist_ok=True)
     made = [BlobBox(folder / f"source-{n}", f"source-{n}", dict(orders)) for n, orders in enumerate(sources)]
     getter = BlobBox(folder / "getter", "getter", {})
     try:

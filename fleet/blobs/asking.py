@@ -130,8 +130,9 @@ class Asking:
             if peer in self._sources:
                 self._sources[peer].proven = True
                 self._look(peer)
-            if self._picker.remaining <= len(self._sources):
-                # Near the end, what others were asked for may be had sooner elsewhere.
+            if self._picker.remaining <= len(self._sources) or not self._picker.asked(peer):
+                # Near the end, what others were asked for may be had sooner elsewhere; and where one has sent all it
+                # was asked for, another may take its place.
                 self._look_at_all()
             return useful
 
