@@ -315,23 +315,32 @@ class ModelKeeper:
                 self._gone = found
                 self.on_change()
 
-    def _absent(self, situation: Situation) -> frozenset[bytes]:
+    def missed(self) -> Mapping[bytes, float]:
+        """The boxes that this one cannot reach now, and since when: neighbours that do not answer, and, where each box
+        is linked to every other, those that cannot be dialled and are not there."""
+        situation = self.executor.situation
+        if situation is None:
+            return {}
         members = {peer_id_of(key): key for key in situation.view.boxes if key != self._own}
         linked = {link.peer_id for link in self._node.links()}
-        if len(members) > 1 and not linked & members.keys():
-            return self._gone  # it is this box that is cut off, as far as it can tell
         silent = {
             members[one.peer_id]: one.down_since
             for one in self._node.neighbours()
             if one.state in ("unreachable", "connecting") and one.peer_id in members and one.peer_id not in linked
         }
         if len(members) <= DEGREE:
-            # Where each box is linked to every other, also those that cannot be dialled are missed.
             for peer_id, at in self._last_heard().items():
                 if peer_id in members and peer_id not in linked:
                     silent.setdefault(members[peer_id], at)
+        return silent
+
+    def _absent(self, situation: Situation) -> frozenset[bytes]:
+        """The boxes that the fleet is to be told of."""
+        others = {peer_id_of(key) for key in situation.view.boxes if key != self._own}
+        if len(others) > 1 and not others & {link.peer_id for link in self._node.links()}:
+            return self._gone  # it is this box that is cut off, as far as it can tell
         return to_tell(
-            silent,
+            self.missed(),
             relevant=situation.matters(),
             told=situation.gone,
             own_word=self._gone,

@@ -203,7 +203,7 @@ class ModelOrders:
                 details={"placements": list(placed)},
             )
         whole = blob in self._keeper.store.held()
-        if whole and not last and not situation.present_holders(blob):
+        if whole and not last and not situation.present_holders(blob, self._keeper.missed()):
             raise LastCopyError(
                 f"no other box that is there holds the whole of {shown}: deleted here, it is lost; to do it all the"
                 " same, add --yes",
@@ -353,7 +353,7 @@ class ModelOrders:
                 found.append(Waste(blob, name, size, why, last))
 
         for blob, held in store.held().items():
-            alone = not situation.present_holders(blob)
+            alone = not situation.present_holders(blob, self._keeper.missed())
             if blob in models:
                 note(blob, held.manifest.size, "no placement wants it here, and nobody pulled it", last=alone)
             else:

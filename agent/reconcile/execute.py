@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -69,6 +69,9 @@ class Fleet(Protocol):
 
     def name_of(self, peer_id: str) -> str:
         """What people call a box."""
+
+    def missed(self) -> Collection[bytes]:
+        """The boxes that this one cannot reach now, if only for a moment: no copy there is counted on."""
 
     def note_change(self) -> None:
         """What this box holds has changed: tell others, soon."""
@@ -197,7 +200,7 @@ class Executor:
         mine = {model_hash: model for model_hash, model in ours.items() if model_hash not in served}
         capacity = self._pool.capacity()
         wanted = {want.hash for want in situation.desired.wants}
-        now = trio.current_time()
+        now, missed = trio.current_time(), self._fleet.missed()
         self._unwanted = {
             blob: self._unwanted.get(blob, now) for blob in held if blob not in wanted or blob in self.leaving
         }
@@ -210,7 +213,7 @@ class Executor:
                     blob,
                     found.manifest.size,
                     served=blob in served,
-                    others=situation.kept_elsewhere(blob),
+                    others=situation.kept_elsewhere(blob, missed),
                     unwanted_for=now - self._unwanted[blob] if blob in self._unwanted else None,
                     busy=in_use or blob in self.busy,
                     pinned=blob in self._pins,

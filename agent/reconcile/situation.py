@@ -22,8 +22,11 @@ class Situation:
     falls: tuple[Falls, ...]
     desired: Desired
 
-    def kept_elsewhere(self, model_hash: str) -> int:
-        """Boxes that are there, hold the whole model, and are to: what they have stays, whatever this box does."""
+    def kept_elsewhere(self, model_hash: str, missed: Collection[bytes] = ()) -> int:
+        """Boxes that are there, hold the whole model, and are to: what they have stays, whatever this box does.
+
+        `missed` are boxes that this one cannot reach now, whatever the document says.
+        """
         keepers = {
             one.key
             for fall in self.falls
@@ -31,7 +34,7 @@ class Situation:
             for one in fall.verdicts
             if one.role in ("home", "stand-in") and one.complete >= 1 and not one.gone
         }
-        return len(keepers - {self.own})
+        return len(keepers - {self.own} - set(missed))
 
     def holders(self, model_hash: str) -> tuple[bytes, ...]:
         """Other boxes that are let in and say that they hold the whole model, those first that are there."""
@@ -42,9 +45,9 @@ class Situation:
         ]
         return tuple(sorted(found, key=lambda key: (key in self.gone, key)))
 
-    def present_holders(self, model_hash: str) -> tuple[bytes, ...]:
-        """Those of the holders that are there."""
-        return tuple(key for key in self.holders(model_hash) if key not in self.gone)
+    def present_holders(self, model_hash: str, missed: Collection[bytes] = ()) -> tuple[bytes, ...]:
+        """Those of the holders that are there, and not `missed`."""
+        return tuple(key for key in self.holders(model_hash) if key not in self.gone and key not in missed)
 
     def matters(self) -> frozenset[bytes]:
         """The boxes of which others have to know when they are gone: what they were to hold would go elsewhere."""
@@ -78,7 +81,7 @@ class Situation:
 def situation_of(view: View, own: bytes, pins: Collection[str]) -> Situation:
     """What a view means for a box."""
     wishes = read_wishes(view.settings)
-    gone = gone_boxes(view.boxes) - {own} if wishes.placements else frozenset()
+    gone = gone_boxes(view.boxes) - {own} if wishes.models else frozenset()
     found = tuple(falls(placement, view, gone) for placement in wishes.placements)
     known = frozenset(content for content, model in wishes.models.items() if model.manifest is not None)
     wants: dict[str, Want] = {}

@@ -78,6 +78,7 @@ class Around:
     fails: str = ""
     asked: int = 0
     told: int = 0
+    missed_: frozenset[bytes] = frozenset()
 
     async def situation(self) -> Situation:
         await trio.lowlevel.checkpoint()
@@ -99,6 +100,9 @@ class Around:
 
     def name_of(self, peer_id: str) -> str:
         return peer_id
+
+    def missed(self) -> frozenset[bytes]:
+        return self.missed_
 
     def note_change(self) -> None:
         self.told += 1
@@ -232,6 +236,11 @@ def test_a_surplus_copy_goes_once_another_box_is_to_keep_one_and_never_before(tm
             await made.executor.looked()
         assert made.held  # m2 has none yet
         made.around.paper.fact("m2", f"hold/{MANIFEST.sha256}", {"name": "smol", "size": 1, "complete": 1.0})
+        made.around.missed_ = frozenset({pk("m2")})
+        for _ in range(4):
+            await made.executor.looked()
+        assert made.held  # m2 does not answer
+        made.around.missed_ = frozenset()
         await made.until(lambda: not made.held)
         assert not made.served
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.reconcile.homes import Falls, gone_boxes
+from agent.reconcile.schedule import own_window, window_for
 from agent.reconcile.situation import Situation, situation_of
 from tests.property import budget
 from tests.property.fleet import Fleet, pk
@@ -182,3 +184,30 @@ def test_every_box_comes_to_the_same_and_one_more_box_moves_at_most_one_copy(
     after = set(situation_of(fleet.view(), pk("new"), ()).falls[0].chosen())
     assert len(set(found[0]) - after) <= 1
     assert after - set(found[0]) <= {pk("new")}
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers(-(1 << 60), 1 << 60) | st.floats(allow_nan=False) | st.text(max_size=8)
+    | st.sampled_from([HASH, "smol", "ab" * 32, "ram>=2GB", "22:00-06:00", "here"]),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(
+        st.sampled_from(
+            ["hash", "root", "size_bytes", "algorithm", "context_tokens", "model", "selector", "labels", "where", "min",
+             "max", "replicas", "rules", "hours", "metered", "upload_rate"]
+        ),
+        inner,
+        max_size=5,
+    ),
+    max_leaves=10,
+)  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.sampled_from(["model/smol", "place/here", "place/b", "policy/transfer"]), ANYTHING)))
+@budget(100)
+def test_whatever_admins_write_is_read_or_passed_over(written: list[tuple[str, Any]]) -> None:
+    fleet = fleet_of(NAMES[:2])
+    for path, value in written:
+        fleet.set("a1", path, value, [op for op in fleet.ops if op.path == path])
+    situation = seen_by(fleet, "m0")
+    window = window_for(own_window((), False, None), situation.view.settings, situation.view.box(pk("m0")))
+    assert isinstance(window.closed(datetime(2026, 1, 1, 12)), str)
