@@ -73,7 +73,7 @@ bench-delegation: ## borrowed against own: alone, eight at once, cold, through f
 
 bench-transfer: ## 1 GiB between boxes by both lanes, raw, libtorrent, curl from nginx, syncthing, and through faults (ARGS=--help)
 	@$(DEV)
-	@$(BIN)/python -c 'import libtorrent' 2>/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]'
+	@$(BIN)/python -c 'import libtorrent' 2>/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]' || true
 	$(BIN)/python -m tests.bench.transfer $(ARGS)
 
 soak: ## 2,000 jobs of every kind on the engine: each gets its end, nothing is left (SHOAL_SOAK_SEED=7 for others)

@@ -162,6 +162,7 @@ class Session:
             self.account.wasted(size)
             return
         self.account.written(size)
+        self.account.enter("fetching")
         self.post(lambda: self._server.note_block(self.manifest.sha256, index))
         if not self.asking.remaining:
             self.post(self._over.set)
