@@ -12,6 +12,7 @@ from typing import Any, Final
 import llama_cpp as ll
 import numpy as np
 
+from agent.engine.abort_flag import AbortFlag
 from agent.engine.llama import Model
 from agent.engine.schedule import Running, Slice
 from agent.errors import EngineError, ModelLoadError
@@ -55,7 +56,7 @@ class Context:
     ) -> None:
         """`cells` tokens in all, of at most `sequences` sequences, `batch` in a step. Raises ModelLoadError."""
         self._model = model
-        self._aborting = False
+        self._flag = AbortFlag()
         params = ll.llama_context_default_params()
         params.n_ctx = cells
         params.n_batch = params.n_ubatch = min(batch, cells)
@@ -68,9 +69,7 @@ class Context:
         # Layers with a sliding window keep that window only: full-size ones cost Gemma a tenth of its speed.
         params.swa_full = False
         params.no_perf = True
-        # llama.cpp asks this at every node of its graph, some 500 times a token; measured under 2 % of the decode time.
-        self._keep_callback = ll.ggml_abort_callback(lambda _: self._aborting)
-        params.abort_callback = self._keep_callback
+        self._flag.watch(params)
         self.handle: Any = ll.llama_init_from_model(model.handle, params)
         if not self.handle:
             raise ModelLoadError(f"llama.cpp cannot make a context of {cells} tokens; lower engine.context_tokens")
@@ -163,9 +162,9 @@ class Context:
     def abort(self) -> None:
         """End the decoding step that runs now, or the next one; safe from any thread."""
         self._model.quiet = True
-        self._aborting = True
+        self._flag.up()
 
     def resume(self) -> None:
         """Take `abort` back."""
-        self._aborting = False
+        self._flag.down()
         self._model.quiet = False

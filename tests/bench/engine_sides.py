@@ -22,9 +22,9 @@ from tests.engine_box import EngineBox, completion, engine_box
 THREADS: Final = 2
 SLOTS: Final = 16
 CONTEXT: Final = 4096
-#: What our child sets for itself. Where the cores are free it changes nothing; where the client of a side takes a core
-#: for a moment it keeps llama.cpp's threads from spinning that time away, and the others deserve that as well.
-ENVIRONMENT: Final = {"GOMP_SPINCOUNT": "1000"}
+#: What our child sets for itself. The first changes nothing where the cores are free; where the client of a side takes
+#: a core for a moment it keeps llama.cpp's threads from spinning that time away, and the others deserve that as well.
+ENVIRONMENT: Final = {"GOMP_SPINCOUNT": "1000", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 Side = Callable[[Sequence[str], int], Awaitable[Run]]
 
