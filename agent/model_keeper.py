@@ -28,7 +28,7 @@ from agent.reconcile.execute import SETTLE, Executor, Rules
 from agent.reconcile.homes import SCOPE_BLOBS, STEP, held_part
 from agent.reconcile.pins import Pins
 from agent.reconcile.schedule import Window, own_window, window_for
-from agent.reconcile.situation import Situation, situation_of
+from agent.reconcile.situation import Boxes, Situation, situation_of
 from agent.reconcile.transfers import Transfers
 from fleet.blobs.account import Account
 from fleet.blobs.manifest import Manifest
@@ -102,6 +102,7 @@ class ModelKeeper:
         self._own = membership.identity.public_key
         self._sources = _Members(node, membership)
         self._window = self._settings()
+        self._boxes = Boxes()
         self._seen: tuple[object, frozenset[str], Situation] | None = None
         self._gone: frozenset[bytes] = frozenset()
         self._token: trio.lowlevel.TrioToken | None = None
@@ -170,7 +171,7 @@ class ModelKeeper:
             return None
         view, pins = replica.view, self.pins.all()
         if self._seen is None or self._seen[0] is not view or self._seen[1] != pins:
-            found = await trio.to_thread.run_sync(situation_of, view, self._own, pins)
+            found = await trio.to_thread.run_sync(situation_of, view, self._own, pins, self._boxes)
             self._seen = (view, pins, found)
         return self._seen[2]
 
@@ -273,7 +274,7 @@ class ModelKeeper:
         situation = self.executor.situation
         if situation is None:
             return False
-        own, other = (_site(situation.view.boxes.get(key)) for key in (self._own, _key_of(peer_id)))
+        own, other = (_site(situation.boxes.get(key)) for key in (self._own, _key_of(peer_id)))
         return bool(own) and own == other
 
     def _dial(self, blob: str) -> tuple[str, ...]:
@@ -281,7 +282,7 @@ class ModelKeeper:
         situation = self.executor.situation
         if situation is None:
             return ()
-        boxes = situation.view.boxes
+        boxes = situation.boxes
         site = _site(boxes.get(self._own))
         known = {one.peer_id for one in self._node.neighbours()}
         able = [
@@ -311,7 +312,7 @@ class ModelKeeper:
             found = self._absent(situation)
             if found != self._gone:
                 for key in found - self._gone:
-                    log.warning("box.gone", box=situation.view.box(key).node.name, peer=peer_id_of(key))
+                    log.warning("box.gone", box=situation.boxes[key].node.name, peer=peer_id_of(key))
                 self._gone = found
                 self.on_change()
 
@@ -321,7 +322,7 @@ class ModelKeeper:
         situation = self.executor.situation
         if situation is None:
             return {}
-        members = {peer_id_of(key): key for key in situation.view.boxes if key != self._own}
+        members = {peer_id_of(key): key for key in situation.boxes if key != self._own}
         linked = {link.peer_id for link in self._node.links()}
         silent = {
             members[one.peer_id]: one.down_since
@@ -336,7 +337,7 @@ class ModelKeeper:
 
     def _absent(self, situation: Situation) -> frozenset[bytes]:
         """The boxes that the fleet is to be told of."""
-        others = {peer_id_of(key) for key in situation.view.boxes if key != self._own}
+        others = {peer_id_of(key) for key in situation.boxes if key != self._own}
         if len(others) > 1 and not others & {link.peer_id for link in self._node.links()}:
             return self._gone  # it is this box that is cut off, as far as it can tell
         return to_tell(

@@ -86,7 +86,7 @@ class ModelOrders:
         models: list[dict[str, object]] = []
         known: set[str] = set()
         if situation is not None:
-            names = {key: box.node.name for key, box in situation.view.boxes.items()}
+            names = {key: box.node.name for key, box in situation.boxes.items()}
             for model in sorted(situation.wishes.models.values(), key=lambda one: one.name):
                 known.add(model.hash)
                 models.append({**model_facts(model, situation, names), "here": self._here(model.hash, situation)})

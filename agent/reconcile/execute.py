@@ -49,6 +49,7 @@ LOOK_AGAIN: Final = 15.0
 #: box busy.
 _REST: Final = 20.0
 _LEAST_REST: Final = 0.1
+_MOST_REST: Final = 60.0
 #: Actions between two looks: more than there can be sensibly, so that a mistake does not become a busy loop.
 _MOST_ACTIONS: Final = 64
 
@@ -170,7 +171,7 @@ class Executor:
                 looked.set()
                 with trio.move_on_after(self._until_next(window)):
                     await self._wake.wait()
-                await trio.sleep(max(_LEAST_REST, min(self._looking * _REST, LOOK_AGAIN)))
+                await trio.sleep(max(_LEAST_REST, min(self._looking * _REST, _MOST_REST)))
 
     async def _work(self, nursery: trio.Nursery) -> Window:
         """Act until there is nothing to do."""

@@ -98,10 +98,7 @@ def model_facts(model: FleetModel, situation: Situation, names: Mapping[bytes, s
 
 def _holding(model_hash: str, situation: Situation) -> list[tuple[bytes, float]]:
     found = [
-        (key, held.complete)
-        for key, box in situation.view.boxes.items()
-        for held in box.holdings
-        if held.hash == model_hash
+        (key, held.complete) for key, box in situation.boxes.items() for held in box.holdings if held.hash == model_hash
     ]
     return sorted(found, key=lambda one: (-one[1], one[0]))
 

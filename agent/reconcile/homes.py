@@ -79,12 +79,15 @@ def gone_boxes(boxes: Mapping[bytes, Box]) -> frozenset[bytes]:
     )
 
 
-def falls(placement: Placement, view: View, gone: Collection[bytes]) -> Falls:
-    """Where a placement falls by what the document says; on no box where it means no model that can be fetched."""
+def falls(placement: Placement, view: View, boxes: Mapping[bytes, Box], gone: Collection[bytes]) -> Falls:
+    """Where a placement falls by what the document says; on no box where it means no model that can be fetched.
+
+    `boxes` are those of the view.
+    """
     model = placement.model
     if model is None:
         return Falls(placement, ())
-    verdicts = [_candidate(placement, model, view, box, key in gone) for key, box in view.boxes.items()]
+    verdicts = [_candidate(placement, model, view, box, key in gone) for key, box in boxes.items()]
     able = sorted((one for one in verdicts if one.role == "spare"), key=lambda one: _order(model.hash, one))
     wanted = placement.most or placement.least or len(able)
     homes = able[:wanted]
@@ -118,14 +121,14 @@ def _candidate(placement: Placement, model: FleetModel, view: View, box: Box, go
 
 
 def _refusal(placement: Placement, model: FleetModel, view: View, box: Box, complete: float) -> str:
-    standing = view.standing(box.key)
-    if not standing.admitted:
-        return f"it is not let in ({standing.reason})"
     if not box.written:
         return "it has said nothing of itself yet"
     reason = why_not(placement.terms, box)
     if reason:
         return reason
+    standing = view.standing(box.key)
+    if not standing.admitted:
+        return f"it is not let in ({standing.reason})"
     if complete >= 1:
         return _no_memory(model, box)
     if SCOPE_BLOBS not in standing.scopes:

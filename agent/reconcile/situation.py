@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from agent.reconcile.desired import FleetModel, Wishes, read_wishes
 from agent.reconcile.homes import Falls, falls, gone_boxes, held_part
 from agent.reconcile.plan import Desired, Want
+from fleet.document.facts import Box
 from fleet.document.view import View
 
 
 @dataclass(frozen=True)
 class Situation:
-    """One state of the document, as the box `own` sees it. `pins` are models that an operator asked for on this box."""
+    """One state of the document, as the box `own` sees it. `boxes` are the view's."""
 
     view: View
+    boxes: Mapping[bytes, Box]
     own: bytes
     wishes: Wishes
     gone: frozenset[bytes]
@@ -40,7 +42,7 @@ class Situation:
         """Other boxes that are let in and say that they hold the whole model, those first that are there."""
         found = [
             key
-            for key, box in self.view.boxes.items()
+            for key, box in self.boxes.items()
             if key != self.own and held_part(box, model_hash) >= 1 and self.view.standing(key).admitted
         ]
         return tuple(sorted(found, key=lambda key: (key in self.gone, key)))
@@ -78,11 +80,32 @@ class Situation:
         )
 
 
-def situation_of(view: View, own: bytes, pins: Collection[str]) -> Situation:
-    """What a view means for a box."""
+class Boxes:
+    """The boxes of one view after the other: those of which nothing has changed are not read again, which is most of
+    the work in a large fleet. For one thread at a time."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, tuple[object, object, Box]] = {}
+
+    def of(self, view: View) -> Mapping[bytes, Box]:
+        """Every box of a view."""
+        fresh = {}
+        for key, member in view.authority.members.items():
+            if not view.shows(key):
+                continue
+            facts, before = view.facts_of(key), self._known.get(key)
+            same = before is not None and before[0] is facts and before[1] is member
+            fresh[key] = before if same and before is not None else (facts, member, view.box(key))
+        self._known = fresh
+        return {key: fresh[key][2] for key in sorted(fresh)}
+
+
+def situation_of(view: View, own: bytes, pins: Collection[str], boxes: Boxes | None = None) -> Situation:
+    """What a view means for a box. `pins` are models that an operator asked for on this box."""
     wishes = read_wishes(view.settings)
-    gone = gone_boxes(view.boxes) - {own} if wishes.models else frozenset()
-    found = tuple(falls(placement, view, gone) for placement in wishes.placements)
+    told = (boxes or Boxes()).of(view)
+    gone = gone_boxes(told) - {own} if wishes.models else frozenset()
+    found = tuple(falls(placement, view, told, gone) for placement in wishes.placements)
     known = frozenset(content for content, model in wishes.models.items() if model.manifest is not None)
     wants: dict[str, Want] = {}
     for content in sorted(pins):
@@ -95,7 +118,7 @@ def situation_of(view: View, own: bytes, pins: Collection[str]) -> Situation:
             before = wants.get(model.hash)
             urgent = fall.lacks or (before is not None and before.urgent)
             wants[model.hash] = _want(model, pulled=before is not None and before.reason == "pulled", urgent=urgent)
-    return Situation(view, own, wishes, gone, found, Desired(tuple(wants.values()), known))
+    return Situation(view, told, own, wishes, gone, found, Desired(tuple(wants.values()), known))
 
 
 def _want(model: FleetModel, *, pulled: bool, urgent: bool = False) -> Want:

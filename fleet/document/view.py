@@ -53,9 +53,10 @@ class View:
         self.governance: Final = governance
         self.authority: Final = governance.authority
         self.settings: Final = governance.settings
-        self._facts = {key: own for key, own in facts.items() if self._is_shown(key)}
+        self._facts = {key: own for key, own in facts.items() if self.shows(key)}
 
-    def _is_shown(self, key: bytes) -> bool:
+    def shows(self, key: bytes) -> bool:
+        """Whether a key is one of the boxes."""
         return key in self.authority.members and key not in self.authority.revoked
 
     def standing(self, key: bytes) -> Standing:
@@ -65,7 +66,7 @@ class View:
     @cached_property
     def boxes(self) -> Mapping[bytes, Box]:
         """Every member that is not revoked, with what it says of itself; also those that have said nothing yet."""
-        keys = sorted(key for key in self.authority.members if self._is_shown(key))
+        keys = sorted(key for key in self.authority.members if self.shows(key))
         return MappingProxyType({key: self.box(key) for key in keys})
 
     def box(self, key: bytes) -> Box:
@@ -76,6 +77,11 @@ class View:
             return box
         labels = tuple(sorted({**dict(box.node.labels), **dict(member.labels)}.items()))
         return replace(box, node=replace(box.node, labels=labels))
+
+    def facts_of(self, key: bytes) -> Mapping[str, Op] | None:
+        """The latest facts of a box by path, None where it has said nothing: the same object as long as they are the
+        same, in this view and in the next."""
+        return self._facts.get(key)
 
     def facts(self) -> Iterator[tuple[bytes, str, Op]]:
         """Every fact that is shown: author, path, op."""
