@@ -122,6 +122,10 @@ class AgentServices:
                 add(model.name, model.hash, model.context_tokens, holder)
         return sorted(listings.values(), key=lambda listing: listing.name)
 
+    def meant(self, asked: str) -> str:
+        """What a name stands for in this fleet; raises ModelNameError for what names no model."""
+        return self._view.names().aliases.resolve(asked).target
+
     def unload(self, model: str) -> Mapping[str, object]:
         """Free a model's memory until it is asked for again; see EnginePool.unload."""
         done = self._pool.unload(model)

@@ -67,6 +67,9 @@ class ScriptedServices:
     def models(self) -> Sequence[ModelListing]:
         return self.listings
 
+    def meant(self, asked: str) -> str:
+        return {"fast": "smol"}.get(asked, asked)
+
     def self_facts(self) -> Mapping[str, object]:
         return {"peer_id": "12D3KooWme", "name": "sensor-1"}
 

@@ -20,6 +20,7 @@ from agent.http.openai_answer import StreamAnswer, WholeAnswer
 from agent.http.openai_schema import Asked, parse_chat, parse_completion
 from agent.http.services import ModelListing, Services
 from agent.jobs.job import Job
+from fleet.models.reference import matches
 
 #: Bytes of a body past which it is understood in a thread: a schema or a grammar of this size takes milliseconds.
 PARSE_APART: Final = 4 * 1024
@@ -50,11 +51,12 @@ class OpenAIApi:
         await exchange.reply(200, {"object": "list", "data": [_model(m) for m in self._services.models()]})
 
     async def get_model(self, exchange: Exchange) -> None:
-        """GET /v1/models/{id}: one model, by name or hash."""
+        """GET /v1/models/{id}: one model, by name, hash or alias, as a request would name it."""
         asked = exchange.path_params["id"]
         listings = self._services.models()
+        meant = self._services.meant(asked)
         for listing in listings:
-            if asked in (listing.name, listing.hash):
+            if matches(meant, model_hash=listing.hash, name=listing.name):
                 await exchange.reply(200, _model(listing))
                 return
         known = [listing.name for listing in listings]

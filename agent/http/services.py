@@ -118,6 +118,9 @@ class Services(DocumentServices, ModelServices, Protocol):
     def models(self) -> Sequence[ModelListing]:
         """Models held here or by a connected peer, one entry a hash."""
 
+    def meant(self, asked: str) -> str:
+        """What a name stands for once the fleet's aliases have been followed: a name or a hash; raises FleetError."""
+
     def self_facts(self) -> Mapping[str, object]:
         """This box: identity, addresses, state, models, warnings, counters."""
 

@@ -334,6 +334,7 @@ def test_models_are_listed_with_who_holds_them() -> None:
         ]
         assert client.models.retrieve("smol").id == "smol"
         assert client.models.retrieve(HASH).id == "smol"
+        assert client.models.retrieve("fast").id == "smol", "an alias of the fleet"
         assert client.models.retrieve("org/other").id == "org/other"
         with pytest.raises(openai.NotFoundError, match="smol"):
             client.models.retrieve("none")

@@ -113,6 +113,7 @@ def test_an_alias_of_the_fleet_means_the_same_on_every_box(pair: list[Agent]) ->
     for box in pair:
         box.offer(alias)
         assert ask(box, "Till-Assistant").headers["x-shoal-model"] == OWN
+        assert httpx.get(f"{box.url}/v1/models/Till-Assistant").json()["id"] == OWN
     assert sensor.fleet is jetson.fleet
 
 
