@@ -123,8 +123,12 @@ class AgentServices:
         return sorted(listings.values(), key=lambda listing: listing.name)
 
     def meant(self, asked: str) -> str:
-        """What a name stands for in this fleet; raises ModelNameError for what names no model."""
-        return self._view.names().aliases.resolve(asked).target
+        """The content hash of what answers best to a name, the name itself where nothing does.
+
+        Raises ModelNameError for what names no model.
+        """
+        best = self._view.survey(asked, None).choice.order
+        return best[0].offer.hash if best else asked
 
     def unload(self, model: str) -> Mapping[str, object]:
         """Free a model's memory until it is asked for again; see EnginePool.unload."""

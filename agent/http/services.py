@@ -119,7 +119,7 @@ class Services(DocumentServices, ModelServices, Protocol):
         """Models held here or by a connected peer, one entry a hash."""
 
     def meant(self, asked: str) -> str:
-        """What a name stands for once the fleet's aliases have been followed: a name or a hash; raises FleetError."""
+        """The hash of what a request for this name would get, the name where that is nothing; raises FleetError."""
 
     def self_facts(self) -> Mapping[str, object]:
         """This box: identity, addresses, state, models, warnings, counters."""
