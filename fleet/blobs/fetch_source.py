@@ -67,6 +67,7 @@ class FetchSource:
         self._lane: FastLane | StreamLane | None = None
         self._fast = fetching.fast
         self._words: deque[bool] = deque()
+        self._needs_lane = False
         self._said = trio.Event()
         #: Whether it has said what it has.
         self.heard = False
@@ -116,6 +117,9 @@ class FetchSource:
         lane = self._lane
         if lane is not None:
             lane.wake()
+        else:  # a turn that was not wanted, as a super-seeder gives them
+            self._needs_lane = True
+            self._fetching.post(self._say)
 
     def say(self, want: bool) -> None:
         """It is to be told that a turn is wanted, or that there is nothing to ask for. From any thread."""
@@ -127,12 +131,15 @@ class FetchSource:
 
     async def _speak(self, nursery: trio.Nursery) -> None:
         while True:
-            while not self._words:
+            while not (self._words or self._needs_lane):
                 self._said = trio.Event()
                 await self._said.wait()
-            want = self._words.popleft()
-            if want and self._lane is None:
+            want = self._words.popleft() if self._words else None
+            if (want or self._needs_lane) and self._lane is None:
                 await nursery.start(self._run_lane)
+            self._needs_lane = False
+            if want is None:
+                continue
             try:
                 await self._ask(wire.METHOD_TURN, {"want": want})
             except RemoteError:
