@@ -14,6 +14,7 @@ from statistics import median_low
 from typing import Final
 
 from fleet.blobs.bitfield import Bitfield
+from fleet.blobs.intake import Intake
 from fleet.blobs.meter import Meter
 from fleet.blobs.rarity import Rarity, indices, mask_of, pick
 from fleet.blobs.source import Source
@@ -49,9 +50,12 @@ class Picker:
         #: Whom each outstanding block was asked of; blocks that have come meanwhile stay until `to_cancel`.
         self._askers: dict[int, list[str]] = {}
         self._sources: dict[str, Source] = {}
+        #: How many sources were asked for something and are in time.
+        self._sending = 0
         self._banned: set[str] = set()
         self._rarity = Rarity()
         self._meter = Meter()
+        self._intake = Intake()
         self._usual: float | None = None
         self._looked = float("-inf")
         self._now = 0.0
@@ -78,15 +82,18 @@ class Picker:
                 self._drop(peer, source, index)
         self._rarity.add(mask)
 
-    def peer_have(self, peer: str, index: int) -> None:
-        """A source has one more block. Of a peer that is not up, or an index out of range: ignored."""
+    def peer_have(self, peer: str, index: int) -> bool:
+        """A source has one more block; whether that is one to ask for. Of a peer that is not up, or an index out of
+        range: ignored."""
         source = self._sources.get(peer)
         if source is None or not 0 <= index < self._blocks:
-            return
+            return False
         bit = 1 << index
-        if bit & self._missing & ~source.bits:
-            source.bits |= bit
-            self._rarity.add(bit)
+        if not bit & self._missing or bit & source.bits:
+            return False
+        source.bits |= bit
+        self._rarity.add(bit)
+        return bit & self._free != 0
 
     def peer_lacks(self, peer: str, index: int) -> None:
         """A source has withdrawn a block that it said it had; what was asked of it for that is free again."""
@@ -109,9 +116,15 @@ class Picker:
     # --- the choice ---------------------------------------------------------------------------------------------------
 
     def wants(self, peer: str, now: float) -> bool:
-        """Whether `next` would name a block: whether to ask that source for a turn (see fleet.blobs.slots)."""
+        """Whether to ask that source for a turn (see fleet.blobs.slots): it has something that is to be asked of it,
+        and not enough others are sending (see fleet.blobs.intake). Ask again for all sources when one has sent all it
+        was asked for.
+        """
         source = self._sources.get(peer)
-        return source is not None and (self._open(source, now) or self._sooner(source, now)) != 0
+        if source is None or self._enough(source) or not (self._open(source, now) or self._sooner(source, now)):
+            return False
+        source.hoped = True
+        return True
 
     def depth(self, peer: str) -> int:
         """How many blocks to have asked of that source at a time: enough to keep it busy, 1 of a crawler, at most 8."""
@@ -123,14 +136,21 @@ class Picker:
 
         Rarest first, ties at random, and none that another source was asked for, but for two cases: its source is late
         (it crawls), or it is the end and this source would have it here sooner (end-game; at most two are asked).
+        Nothing, too, where the turn that this source gives was wanted and by now enough others are sending. One that
+        was not wanted is used: it comes from a super-seeder, and what that shows goes to nobody else meanwhile.
         """
         source = self._sources.get(peer)
         if source is None:
             return None
-        chosen = self._open(source, now) or self._sooner(source, now)
+        chosen = 0
+        if not (source.hoped and self._enough(source)):
+            chosen = self._open(source, now) or self._sooner(source, now)
         if not chosen:
+            source.hoped = False
             return None
         index = self._choose(chosen)
+        if not source.asked:
+            self._sending += 1
         source.ask(index, now)
         self._askers.setdefault(index, []).append(peer)
         self._unasked &= ~(1 << index)
@@ -140,6 +160,10 @@ class Picker:
 
     def _choose(self, mask: int) -> int:
         return pick(self._rarity.rarest(mask), self._rng)
+
+    def _enough(self, source: Source) -> bool:
+        """Whether enough other sources are sending for this one not to be asked."""
+        return not source.asked and self._intake.full(self._sending)
 
     def _open(self, source: Source, now: float) -> int:
         """The blocks that are free to be asked of this source."""
@@ -176,19 +200,22 @@ class Picker:
         source = self._sources.get(peer)
         if source is not None:
             patience = self._patience(source)
+            self._sending -= source.in_time
             took = source.came(index, now)
             if took is not None:
                 self._forget(index, peer)
                 source.crawls = took > patience
                 source.late = False
                 self._free &= ~source.asked_mask
-        bit = 1 << index
-        if not 0 <= index < self._blocks or not bit & self._missing:
+            self._sending += source.in_time
+        if not 0 <= index < self._blocks or not self._missing >> index & 1:
             return False
+        bit = 1 << index
         self._missing ^= bit
         self._unasked &= ~bit
         self._free &= ~bit
         self._meter.add(now)
+        self._intake.came(now)
         return True
 
     def failed(self, peer: str, index: int) -> None:
@@ -227,6 +254,11 @@ class Picker:
         return self._missing.bit_count()
 
     @property
+    def enough(self) -> bool:
+        """Whether as many sources are sending as are to: until one has sent all, no other is wanted."""
+        return self._sending >= self._intake.limit
+
+    @property
     def unavailable(self) -> int:
         """How many of them no source has."""
         return (self._missing & ~self._rarity.known).bit_count()
@@ -263,6 +295,7 @@ class Picker:
         for source in self._sources.values():
             if source.asked and not source.late and now - source.since() > self._patience(source):
                 source.late = True
+                self._sending -= 1
                 for index in source.asked:
                     self._release(index)
 
@@ -282,9 +315,11 @@ class Picker:
     # --- asks that end ------------------------------------------------------------------------------------------------
 
     def _drop(self, peer: str, source: Source, index: int) -> None:
+        self._sending -= source.in_time
         if source.drop(index):
             self._forget(index, peer)
             self._release(index)
+        self._sending += source.in_time
 
     def _forget(self, index: int, peer: str) -> None:
         askers = self._askers[index]

@@ -15,14 +15,20 @@ from typing import Final
 #: Peers that are sent blocks at the same time.
 MIN_SLOTS: Final = 2
 MAX_SLOTS: Final = 4
-#: Blocks of a turn.
-TURN_BLOCKS: Final = 8
-#: Seconds after which a turn ends all the same, or twice what its blocks usually take where that is more.
-TURN_SECONDS: Final = 10.0
+#: Seconds that a turn is meant to last, and blocks that it has at most. Short turns bring each block to many boxes
+#: sooner; but whoever has a turn must hear of its next one before it has used it up.
+TURN_SECONDS: Final = 0.35
+TURN_BLOCKS: Final = 16
+#: Blocks of a turn until it is known how long one takes.
+FIRST_TURN: Final = 2
+#: Seconds after which a turn ends all the same, or four times what its blocks usually take where that is more.
+OVERDUE_SECONDS: Final = 10.0
 #: Seconds in which whoever has a turn must ask for something.
 IDLE_SECONDS: Final = 2.0
 #: What a block costs a far peer that costs a near one 1.
 FAR: Final = 2.0
+#: Seconds between looks at whose turn has to end.
+LOOK: Final = 0.25
 #: How much of a new measurement goes into what a block usually takes, and how many times that it counts at most.
 _NEW: Final = 0.1
 _WORST: Final = 4.0
@@ -54,7 +60,7 @@ class _Running:
 class Slots:
     """The upload slots of one blob. Peers are PeerIDs, times are seconds of one monotonic clock. The caller locks.
 
-    Call `grant` after every other call that changes something, and when `next_check` has come.
+    Call `grant` after every other call that changes something, and twice a second.
     """
 
     def __init__(self, slots: int = MAX_SLOTS, *, turn: int = TURN_BLOCKS) -> None:
@@ -72,8 +78,11 @@ class Slots:
         self._cost: dict[str, float] = {}
         self._had: dict[str, float] = {}
         self._floor = 0.0
+        #: Whether somebody may have used its turn up.
+        self._used_up = False
         #: Seconds that a block usually takes, None before the first.
         self._usual: float | None = None
+        self._looked = float("-inf")
 
     # --- what peers do ------------------------------------------------------------------------------------------------
 
@@ -86,6 +95,7 @@ class Slots:
         running = self._running.get(peer)
         if running is not None:
             running.again = True
+            self._used_up = self._used_up or running.left == 0
         elif peer not in self._waiting:
             self._wait(peer)
 
@@ -98,6 +108,7 @@ class Slots:
             running.since = now
         running.left -= 1
         running.unsent += 1
+        self._used_up = self._used_up or running.left == 0
         return True
 
     def sent(self, peer: str, now: float) -> None:
@@ -136,30 +147,27 @@ class Slots:
         """The turns that begin now, to be told to those peers: ends those that are idle or take too long, and fills
         the free slots. Where nobody waits, whoever has used a turn up and wants more gets more at once.
         """
-        self._end_overdue(now)
+        if now >= self._looked + LOOK:
+            self._looked = now
+            self._end_overdue(now)
+        if not self._waiting and not self._used_up:
+            return ()
+        if len(self._running) >= self._slots and self._waiting:
+            return ()
         turns: list[Turn] = []
-        while len(self._running) < self._slots and (ready := [one for one in self._waiting if self._may(one)]):
-            peer = min(ready, key=self._had.__getitem__)
+        blocks = self._blocks()
+        while len(self._running) < self._slots and (peer := self._next()) is not None:
             del self._waiting[peer]
             self._floor = self._had[peer]
-            self._running[peer] = _Running(self._turn, now, now)
-            turns.append(Turn(peer, self._turn))
+            self._running[peer] = _Running(blocks, now, now)
+            turns.append(Turn(peer, blocks))
         if not self._waiting:
             for peer, running in self._running.items():
                 if running.again and running.left == 0:
-                    running.left, running.began, running.again = self._turn, now, False
-                    turns.append(Turn(peer, self._turn))
+                    running.left, running.began, running.again = blocks, now, False
+                    turns.append(Turn(peer, blocks))
+            self._used_up = False
         return tuple(turns)
-
-    def next_check(self) -> float | None:
-        """When to call `grant` again though nothing happens; None where there is no need."""
-        limit = self._limit()
-        checks = [
-            one.since + IDLE_SECONDS if one.unsent == 0 else one.began + limit
-            for one in self._running.values()
-            if one.unsent == 0 or self._waiting
-        ]
-        return min(checks, default=None)
 
     @property
     def holders(self) -> tuple[str, ...]:
@@ -171,8 +179,10 @@ class Slots:
         """How many wait for one."""
         return len(self._waiting)
 
-    def _may(self, peer: str) -> bool:
-        return peer not in self._overtime
+    def _next(self) -> str | None:
+        """Who of those that wait has had the least; whoever is still being sent the end of a turn stands back."""
+        waiting = [one for one in self._waiting if one not in self._overtime] if self._overtime else self._waiting
+        return min(waiting, key=self._had.__getitem__, default=None)
 
     def _wait(self, peer: str) -> None:
         self._had[peer] = max(self._had.get(peer, 0.0), self._floor)
@@ -209,4 +219,12 @@ class Slots:
             self._usual += _NEW * (min(took, _WORST * self._usual) - self._usual)
 
     def _limit(self) -> float:
-        return max(TURN_SECONDS, 2 * self._turn * (self._usual or 0.0))
+        return max(OVERDUE_SECONDS, 4 * self._blocks() * (self._usual or 0.0))
+
+    def _blocks(self) -> int:
+        """How many blocks a turn has now."""
+        if self._usual is None:
+            return min(FIRST_TURN, self._turn)
+        if self._usual * self._turn <= TURN_SECONDS:
+            return self._turn
+        return max(1, round(TURN_SECONDS / self._usual))

@@ -21,7 +21,7 @@ class Source:
     (oldest first), `asked_mask` the same as a set.
 
     `pace` is seconds a block, None until the first came; `last` when something last came or was cancelled. `late`: the
-    oldest block is later than it should be; `crawls`: the last that came was late too.
+    oldest block is later than it should be; `crawls`: the last that came was late too; `hoped`: a turn was wanted.
     """
 
     bits: int
@@ -33,6 +33,7 @@ class Source:
     last: float = 0.0
     late: bool = False
     crawls: bool = False
+    hoped: bool = False
 
     @property
     def depth(self) -> int:
@@ -44,6 +45,11 @@ class Source:
         if self.pace <= 0:
             return MAX_DEPTH
         return max(MIN_DEPTH, min(MAX_DEPTH, 1 + math.ceil((HORIZON + self.rtt) / self.pace)))
+
+    @property
+    def in_time(self) -> bool:
+        """Whether something was asked of it that is not late."""
+        return bool(self.asked) and not self.late
 
     def ask(self, index: int, now: float) -> None:
         """A block is asked for."""
