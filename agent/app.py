@@ -32,6 +32,7 @@ from agent.membership import Membership
 from agent.model_keeper import ModelKeeper
 from agent.model_names import ModelNames
 from agent.model_orders import ModelOrders
+from agent.observe.copies import evaluate_copies
 from agent.observe.facts import gather
 from agent.observe.floods import Floods
 from agent.observe.health import Health
@@ -188,20 +189,23 @@ async def _main(config: Config, identity: Identity) -> None:
     view.on_used = own_facts.accounts.note
 
     def warnings() -> Sequence[Warning]:
-        return evaluate(
-            gather(
-                config,
-                node=node,
-                view=view,
-                pool=pool,
-                membership=membership,
-                knocks=gate.refusals(),
-                turned_away=floods.recent(),
-                refused_by=services.refused_by(),
-                join_problem=joining.problem,
-                clones=own_facts.clones,
-                trail=books.trail,
-            )
+        return (
+            *evaluate_copies(keeper.executor.situation, keeper.executor.actual),
+            *evaluate(
+                gather(
+                    config,
+                    node=node,
+                    view=view,
+                    pool=pool,
+                    membership=membership,
+                    knocks=gate.refusals(),
+                    turned_away=floods.recent(),
+                    refused_by=services.refused_by(),
+                    join_problem=joining.problem,
+                    clones=own_facts.clones,
+                    trail=books.trail,
+                )
+            ),
         )
 
     def joined(member: str, addrs: tuple[str, ...]) -> None:

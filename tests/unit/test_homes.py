@@ -9,7 +9,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.observe.copies import evaluate_copies
 from agent.reconcile.homes import Falls, gone_boxes
+from agent.reconcile.plan import Actual
 from agent.reconcile.schedule import own_window, window_for
 from agent.reconcile.situation import Situation, situation_of
 from tests.property import budget
@@ -137,6 +139,14 @@ def test_a_box_that_is_gone_and_holds_nothing_is_not_waited_for() -> None:
 def test_it_says_how_many_copies_there_cannot_be() -> None:
     fleet = fleet_of(NAMES[:2], min=3)
     assert fall_of(fleet).short == 1
+    situation = seen_by(fleet, "m0")
+    room = Actual(free=1 << 40, memory=1 << 40)
+    assert [warning.code for warning in evaluate_copies(situation, room)] == ["copies_lacking"]
+    full = Actual(free=1, memory=1 << 40)
+    assert [warning.code for warning in evaluate_copies(situation, full)] == ["copies_lacking", "model_not_fetched"]
+    fleet.set("a1", "place/odd", {"model": "nobody has it"})
+    assert "placement_unusable" in {warning.code for warning in evaluate_copies(seen_by(fleet, "m0"), room)}
+    assert evaluate_copies(None, room) == ()
 
 
 def test_a_word_about_a_box_counts_only_from_a_member_and_until_that_box_writes() -> None:
