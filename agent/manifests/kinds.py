@@ -51,6 +51,13 @@ Reference = Annotated[str, Field(min_length=1, max_length=256)]
 Replicas = Annotated[int | str, BeforeValidator(_replicas)]
 Copies = Annotated[int, Field(ge=1, le=_MAX_REPLICAS)]
 Topic = Annotated[str, Field(min_length=1, max_length=256)]
+ValuePath = Annotated[
+    str,
+    _text(
+        re.compile(r"[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,64}){0,7}").fullmatch,
+        "must be keys and places of lists, joined by dots, such as reading.temperature",
+    ),
+]
 Root = Annotated[str, _text(re.compile(r"[0-9a-f]{64}").fullmatch, "must be 64 hex digits, lower case")]
 Where = Annotated[
     str, _text(is_selector, "must be terms such as site=berlin, ram>=2GB, cpus>=4 or arch=aarch64, joined by commas")
@@ -163,17 +170,25 @@ class Collect(_Part):
 
 
 class PipelineSpec(_Part):
-    """Messages of sensors in, a model's answers out. `answer` is a JSON Schema that the answer must satisfy;
-    `deadline` is in seconds.
+    """Messages of sensors in, a model's answers out.
+
+    `topics` are filters on the broker of the boxes that the selector means, with {fleet} and {node} for theirs. `value`
+    is where in a payload of JSON the value stands. `prompt` is a template over what was collected, `system` goes before
+    it. `answer` is a JSON Schema that the answer must satisfy. It goes to the box's own topic of insights, or to
+    `publish`. `deadline` is in seconds.
     """
 
     topics: tuple[Topic, ...] = Field(min_length=1, max_length=16)
     model: Reference
     prompt: str = Field(min_length=1, max_length=8192)
-    publish: Topic
+    system: str | None = Field(default=None, min_length=1, max_length=4096)
+    value: ValuePath | None = None
+    publish: Topic | None = None
     selector: Selector = Selector()
     collect: Collect = Collect()
     answer: dict[str, Any] | None = None
+    max_tokens: int | None = Field(default=None, ge=1, le=4096)
+    priority: Literal["interactive", "normal", "bulk"] | None = None
     max_per_minute: int | None = Field(default=None, ge=1, le=6000)
     deadline: float | None = Field(default=None, gt=0, le=3600)
 
