@@ -221,6 +221,36 @@ class TransferConfig(_Section):
     hub: str | None = Field(default=None, pattern=r"^https?://[!-~]{1,200}$")
 
 
+class MqttConfig(_Section):
+    """Jobs and sensors over an MQTT broker; none without `url`, mqtt://HOST[:PORT] or mqtts:// for TLS.
+
+    `user` and `password_file` (mode 0600) are what the broker knows this box by; `ca_file` is whose certificate its own
+    is signed with, None for those that the system trusts; `cert_file` and `key_file` are this box's own. `fleet` is the
+    level of topics, None for the fleet's name. With `ingress` jobs for any box of the fleet are taken. `model` answers
+    requests that name none, None for one that is there. `reply_to` are filters of the topics that requesters may want
+    answers on. `running` jobs run at a time and `waiting` beside; `deadline` is of those that have none (seconds).
+    `outbox` is how many messages are kept while the broker is away. `home_assistant` lets it find this box.
+    """
+
+    url: str | None = Field(default=None, max_length=512)
+    user: str | None = Field(default=None, min_length=1, max_length=256)
+    password_file: Path | None = None
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    protocol: Literal["auto", "5", "3.1.1"] = "auto"
+    fleet: str | None = Field(default=None, pattern=r"^[a-z0-9_][a-z0-9_.-]{0,62}$")
+    ingress: bool = True
+    model: str | None = Field(default=None, min_length=1, max_length=256)
+    reply_to: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = Field(default=("#",), max_length=32)
+    running: int = Field(default=8, ge=1, le=256)
+    waiting: int = Field(default=256, ge=0, le=10_000)
+    requests_per_second: float = Field(default=50.0, gt=0, le=100_000, allow_inf_nan=False)
+    deadline: Seconds = 600.0
+    outbox: int = Field(default=10_000, ge=100, le=1_000_000)
+    home_assistant: bool = True
+
+
 class AuditConfig(_Section):
     """What is kept of the audit trail: so many days, and so many MiB of disk at most, the oldest going first."""
 
@@ -251,5 +281,6 @@ class Config(_Section):
     routing: RoutingConfig = RoutingConfig()
     lend: LendConfig = LendConfig()
     transfer: TransferConfig = TransferConfig()
+    mqtt: MqttConfig = MqttConfig()
     audit: AuditConfig = AuditConfig()
     log: LogConfig = LogConfig()

@@ -16,6 +16,7 @@ from agent.addresses import http_problem, listen_problem, peer_problem, short
 from agent.config import Config
 from agent.engine_url import engine_url_problem, parse_engine_url
 from agent.errors import ConfigError
+from agent.mqtt_url import address_problem
 from fleet.models.reference import canonical_name
 
 MAX_BYTES: Final = 1024 * 1024
@@ -74,6 +75,7 @@ def parse(text: str, source: str, folder: Path, env: Mapping[str, str]) -> Confi
     _check_network(values, problems)
     _check_names(values, problems)
     _check_engines(values, problems)
+    _check_mqtt(values, problems)
     try:
         # The strict rules for JSON: no number for a text and no text for a number, but lists and paths as usual.
         config = Config.model_validate_json(json.dumps(values), strict=True)
@@ -361,6 +363,20 @@ def _check_engines(values: Mapping[str, Any], problems: Problems) -> None:
             problems.add(("engines", index, "url"), f"{where}: engines[{first}] is the same server; remove one")
 
 
+def _check_mqtt(values: Mapping[str, Any], problems: Problems) -> None:
+    """A broker's address that cannot work, and half of what a box shows who it is with."""
+    mqtt = _section(values, "mqtt")
+    url = mqtt.get("url")
+    if isinstance(url, str) and (problem := address_problem(url)):
+        problems.add(("mqtt", "url"), f"mqtt.url: {short(url)} {problem}")
+    for key, other in (("password_file", "user"), ("cert_file", "key_file"), ("key_file", "cert_file")):
+        if mqtt.get(key) is not None and mqtt.get(other) is None:
+            problems.add(("mqtt", key), f"mqtt.{key}: needs mqtt.{other} beside it")
+    tls = [key for key in ("ca_file", "cert_file", "key_file") if mqtt.get(key) is not None]
+    if tls and isinstance(url, str) and url.startswith("mqtt://"):
+        problems.add(("mqtt", tls[0]), f"mqtt.{tls[0]}: is for TLS; write mqtts:// in mqtt.url")
+
+
 def _section(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     section = values.get(key)
     return section if isinstance(section, dict) else {}
@@ -398,6 +414,10 @@ def _resolve_paths(config: Config, folder: Path, problems: Problems) -> Config:
         for index, engine in enumerate(config.engines)
     ]
     key_file = absolute(config.http.api_key_file, "http", "api_key_file")
+    secrets = {
+        key: absolute(getattr(config.mqtt, key), "mqtt", key)
+        for key in ("password_file", "ca_file", "cert_file", "key_file")
+    }
     return config.model_copy(
         update={
             "state_dir": absolute(config.state_dir, "state_dir"),
@@ -405,5 +425,6 @@ def _resolve_paths(config: Config, folder: Path, problems: Problems) -> Config:
             "models": tuple(models),
             "engines": tuple(engines),
             "http": config.http.model_copy(update={"api_key_file": key_file}),
+            "mqtt": config.mqtt.model_copy(update=secrets),
         }
     )

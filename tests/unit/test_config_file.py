@@ -127,7 +127,7 @@ def test_a_key_with_nothing_behind_it_counts_as_not_given(tmp_path: Path) -> Non
         ("name: a\nmodels:\n  - {path: a, qqq: 1}\n",
          "shoal.yaml:3: unknown key 'qqq' in models[0]; valid keys: path, name, context_tokens, slots, memory_budget"),
         ("name: a\nzzz: 1\n",
-         "shoal.yaml:2: unknown key 'zzz'; valid keys: name, state_dir, seed_file, labels, net, http, models, engine, engines, timeouts, routing, lend, transfer, audit, log"),
+         "shoal.yaml:2: unknown key 'zzz'; valid keys: name, state_dir, seed_file, labels, net, http, models, engine, engines, timeouts, routing, lend, transfer, mqtt, audit, log"),
     ],
 )  # fmt: skip
 def test_b25_an_unknown_key_is_refused_with_its_line_and_the_nearest_valid_key(
