@@ -157,6 +157,7 @@ class Gossiping:
 
     async def _watch_for_stops(self) -> None:
         """Notice that this process stood still: its machine slept, or it was paused."""
+        self._beat = _clock_that_runs_in_sleep()  # waiting for a fleet to belong to was no sleep
         while True:
             self._notice_stop()
             await trio.sleep(_HEARTBEAT)
