@@ -50,9 +50,10 @@ contracts: ## which room may import which (import-linter)
 
 check: lint types contracts test ## lint, types, contracts and tests
 
-sim: ## how news spread through 1,000 and 10,000 simulated boxes (ARGS="--seed 7 --boxes 300")
+sim: ## how news, and a model of 1 GiB, spread through simulated fleets (ARGS="--seed 7 --boxes 300")
 	@$(DEV)
 	$(BIN)/python -m tests.sim.fleet_sim $(ARGS)
+	$(BIN)/python -m tests.sim.swarm_sim $(ARGS)
 
 sim-routing: ## where jobs run in 200 simulated boxes, and how long they wait (ARGS="--seed 7 --peak 1.15")
 	@$(DEV)

@@ -82,7 +82,7 @@ class Slots:
         self._used_up = False
         #: Seconds that a block usually takes, None before the first.
         self._usual: float | None = None
-        self._looked = float("-inf")
+        self._look_at = float("-inf")
 
     # --- what peers do ------------------------------------------------------------------------------------------------
 
@@ -147,12 +147,10 @@ class Slots:
         """The turns that begin now, to be told to those peers: ends those that are idle or take too long, and fills
         the free slots. Where nobody waits, whoever has used a turn up and wants more gets more at once.
         """
-        if now >= self._looked + LOOK:
-            self._looked = now
+        if now >= self._look_at:
+            self._look_at = now + LOOK
             self._end_overdue(now)
-        if not self._waiting and not self._used_up:
-            return ()
-        if len(self._running) >= self._slots and self._waiting:
+        if len(self._running) >= self._slots if self._waiting else not self._used_up:
             return ()
         turns: list[Turn] = []
         blocks = self._blocks()
