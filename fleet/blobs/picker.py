@@ -50,7 +50,7 @@ class Picker:
         #: Whom each outstanding block was asked of; blocks that have come meanwhile stay until `to_cancel`.
         self._askers: dict[int, list[str]] = {}
         self._sources: dict[str, Source] = {}
-        #: How many sources were asked for something and are in time.
+        #: How many sources were asked for something and are not crawling.
         self._sending = 0
         self._banned: set[str] = set()
         self._rarity = Rarity()
@@ -149,9 +149,9 @@ class Picker:
             source.hoped = False
             return None
         index = self._choose(chosen)
-        if not source.asked:
-            self._sending += 1
+        self._sending -= source.counts
         source.ask(index, now)
+        self._sending += source.counts
         self._askers.setdefault(index, []).append(peer)
         self._unasked &= ~(1 << index)
         if not source.late:
@@ -200,14 +200,14 @@ class Picker:
         source = self._sources.get(peer)
         if source is not None:
             patience = self._patience(source)
-            self._sending -= source.in_time
+            self._sending -= source.counts
             took = source.came(index, now)
             if took is not None:
                 self._forget(index, peer)
                 source.crawls = took > patience
                 source.late = False
                 self._free &= ~source.asked_mask
-            self._sending += source.in_time
+            self._sending += source.counts
         if not 0 <= index < self._blocks or not self._missing >> index & 1:
             return False
         bit = 1 << index
@@ -294,8 +294,8 @@ class Picker:
         self._usual = median_low(measured) if measured else None
         for source in self._sources.values():
             if source.asked and not source.late and now - source.since() > self._patience(source):
+                self._sending -= source.counts
                 source.late = True
-                self._sending -= 1
                 for index in source.asked:
                     self._release(index)
 
@@ -315,11 +315,11 @@ class Picker:
     # --- asks that end ------------------------------------------------------------------------------------------------
 
     def _drop(self, peer: str, source: Source, index: int) -> None:
-        self._sending -= source.in_time
+        self._sending -= source.counts
         if source.drop(index):
             self._forget(index, peer)
             self._release(index)
-        self._sending += source.in_time
+        self._sending += source.counts
 
     def _forget(self, index: int, peer: str) -> None:
         askers = self._askers[index]

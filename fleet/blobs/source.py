@@ -47,9 +47,9 @@ class Source:
         return max(MIN_DEPTH, min(MAX_DEPTH, 1 + math.ceil((HORIZON + self.rtt) / self.pace)))
 
     @property
-    def in_time(self) -> bool:
-        """Whether something was asked of it that is not late."""
-        return bool(self.asked) and not self.late
+    def counts(self) -> bool:
+        """Whether it counts as one that is sending: one that crawls must not keep others out."""
+        return bool(self.asked) and not (self.late or self.crawls)
 
     def ask(self, index: int, now: float) -> None:
         """A block is asked for."""

@@ -277,6 +277,25 @@ def test_four_at_a_time_but_a_turn_that_was_not_wanted_is_used() -> None:
 DEEDS = ("up", "have", "lacks", "down", "next", "next", "next", "received", "received", "failed", "bad")
 
 
+def test_those_that_crawl_keep_nobody_out() -> None:
+    found = picker(64)
+    for number in range(6):
+        found.peer_up(f"{number}", Bitfield.full(64))
+        assert found.wants(f"{number}", 0.0)
+    for number in range(4):
+        found.next(f"{number}", 0.0)
+    assert found.enough
+    later = FIRST_PATIENCE + 0.1
+    assert found.crawling(later) == {"0", "1", "2", "3"}
+    assert not found.enough
+    assert found.next("4", later) is not None
+    for number in range(4):
+        (index,) = found.asked(f"{number}")
+        found.received(f"{number}", index, later)
+        found.next(f"{number}", later)
+    assert found.next("5", later) is not None
+
+
 class Model:
     """What must hold of a picker whatever is done to it, kept in sets."""
 
@@ -296,10 +315,8 @@ class Model:
         assert self.picker.unavailable == len(self.missing - known)
         for peer, asked in self.asked.items():
             assert set(self.picker.asked(peer)) == asked
-        late = self.picker.crawling(self.now)
-        sending = sum(1 for peer, asked in self.asked.items() if asked and peer not in late)
-        # One that crawls without being late now is sending too.
-        assert sending <= self.picker._sending <= sum(1 for asked in self.asked.values() if asked)
+        crawling = self.picker.crawling(self.now)
+        assert self.picker._sending == sum(1 for peer, asked in self.asked.items() if asked and peer not in crawling)
 
     def next(self, peer: str) -> None:
         index = self.picker.next(peer, self.now)
