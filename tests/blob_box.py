@@ -1,7 +1,8 @@
 """A box that gives and fetches one blob, as a process of its own: `python -m tests.blob_box` with its orders as JSON.
 
 What it says are lines of JSON on standard output: `ready`, then `progress` again and again, `done`, and `stats` for
-each line it reads. It ends with its standard input. Faults are part of the orders.
+each line it reads, of which the first lets it begin where it waits. It ends with its standard input. Faults are part of
+the orders.
 """
 
 from __future__ import annotations
@@ -98,22 +99,27 @@ async def main(orders: Mapping[str, Any]) -> None:
             await nursery.start(server.run)
             await nursery.start(node.run)
             say("ready", manifest=manifest and manifest.body(), addrs=node.addrs())
-            nursery.start_soon(_answer, server, nursery)
+            go = trio.Event()
+            nursery.start_soon(_answer, server, nursery, go)
             if orders["fetch"]:
+                while len(node.links()) < len(orders["peers"]):
+                    await node.wait_change()
+                if orders["wait"]:
+                    say("linked")
+                    await go.wait()
                 await _fetch(read_manifest(orders["fetch"]), store, node, server, orders)
             await trio.sleep_forever()
 
 
-async def _answer(server: Server, nursery: trio.Nursery) -> None:
+async def _answer(server: Server, nursery: trio.Nursery, go: trio.Event) -> None:
     while await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True):
+        go.set()
         say("stats", given=server.given, refused=dict(server.refused), cpu=cpu())
     nursery.cancel_scope.cancel()
 
 
 async def _fetch(manifest: Manifest, store: BlobStore, node: Node, server: Server, orders: Mapping[str, Any]) -> None:
     account = Account(manifest)
-    while len(node.links()) < len(orders["peers"]):
-        await node.wait_change()
     began, used = time.perf_counter(), cpu()
 
     async def tell() -> None:
@@ -166,6 +172,7 @@ class BlobBox:
             "alone": False,
             "keep_free": 0,
             "tell_every": 0.02,
+            "wait": False,
             **self.orders,
             **orders,
         }
@@ -216,11 +223,15 @@ class BlobBox:
 
     def stats(self) -> dict[str, Any]:
         """What it has given so far."""
+        self.go()
+        return self.wait("stats", 30)
+
+    def go(self) -> None:
+        """Begin, where it was told to wait."""
         assert self._process is not None
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
-        return self.wait("stats", 30)
 
     def kill(self) -> None:
         """SIGKILL, and wait for the end."""

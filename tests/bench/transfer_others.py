@@ -24,6 +24,10 @@ from tests.harness import free_port
 LIMIT = 600.0
 
 
+#: To be called when a copy begins.
+Begin = Callable[[], None]
+
+
 class MissingToolError(Exception):
     """The tool is not installed; the message says how to install it."""
 
@@ -79,10 +83,11 @@ class Side:
                 pipe.close()
 
 
-def raw(source: Path, target: Path) -> Run:
+def raw(source: Path, target: Path, begin: Begin) -> Run:
     """sendfile on one end, reading and writing on the other, and the disk asked to keep it: nothing is checked."""
     giver = Side("raw-give", source)
     try:
+        begin()
         getter = Side("raw-get", target, giver.line()["port"])
         getter.line()
         got = getter.line()
@@ -93,7 +98,7 @@ def raw(source: Path, target: Path) -> Run:
     return measured(source.stat().st_size, got["seconds"], got["cpu"] + given["cpu"])
 
 
-def libtorrent(source: Path, target: Path, seeds: int) -> Run:
+def libtorrent(source: Path, target: Path, begin: Begin, *, seeds: int) -> Run:
     """BitTorrent over TCP, with pieces of 1 MiB."""
     try:
         import libtorrent  # noqa: F401
@@ -106,7 +111,9 @@ def libtorrent(source: Path, target: Path, seeds: int) -> Run:
     maker.end()
     givers = [Side("torrent-give", source.parent, torrent) for _ in range(seeds)]
     try:
-        getter = Side("torrent-get", target, torrent, *(giver.line()["port"] for giver in givers))
+        ports = [giver.line()["port"] for giver in givers]
+        begin()
+        getter = Side("torrent-get", target, torrent, *ports)
         getter.line()
         got = getter.line()
         getter.end()
@@ -139,7 +146,7 @@ http {{
 """
 
 
-def curl(source: Path, target: Path) -> Run:
+def curl(source: Path, target: Path, begin: Begin) -> Run:
     """HTTP without TLS: nothing is checked, and nothing hidden."""
     nginx, client = tool("nginx", "nginx-light"), tool("curl", "curl")
     folder = target.with_suffix(".nginx")
@@ -149,6 +156,7 @@ def curl(source: Path, target: Path) -> Run:
     configuration.write_text(_NGINX.format(folder=folder, port=port, root=source.parent, user=getpass.getuser()))
     with running([nginx, "-p", str(folder), "-c", str(configuration), "-e", str(folder / "error.log")]) as server:
         until(lambda: _answers(f"http://127.0.0.1:{port}/"))
+        begin()
         before, began = cpu_of(server), time.perf_counter()
         child = subprocess.Popen([client, "-sf", "-o", str(target), f"http://127.0.0.1:{port}/{source.name}"])
         _, status, used = os.wait4(child.pid, 0)
@@ -171,7 +179,7 @@ def _answers(url: str) -> bool:
 # --- syncthing --------------------------------------------------------------------------------------------------------
 
 
-def syncthing(source: Path, target: Path) -> Run:
+def syncthing(source: Path, target: Path, begin: Begin) -> Run:
     """Two syncthings that share a folder; timed from when the one knows what the other has."""
     program = tool("syncthing", "syncthing")
     homes = [target.with_suffix(f".home{n}") for n in range(2)]
@@ -197,12 +205,15 @@ def syncthing(source: Path, target: Path) -> Run:
         until(lambda: _answers(f"http://127.0.0.1:{guis[0]}/") and status(0).get("localBytes") == size)
         with running([*command, homes[1]]) as getter:
             until(lambda: _answers(f"http://127.0.0.1:{guis[1]}/"))
+            begin()
             until(lambda: status(1).get("globalBytes") == size)
             before, began = cpu_of(giver) + cpu_of(getter), time.perf_counter()
             missing = status(1)["needBytes"]
             until(lambda: status(1)["needBytes"] == 0, step=0.05)
             seconds = time.perf_counter() - began
             cpu = cpu_of(giver) + cpu_of(getter) - before
+    if (folders[1] / source.name).stat().st_size != size:
+        raise RuntimeError("syncthing did not copy the file")
     # What had come before the first look is not counted.
     return measured(missing or size, seconds, cpu)
 
