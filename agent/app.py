@@ -39,6 +39,7 @@ from agent.observe.health import Health
 from agent.observe.warnings import Warning, evaluate
 from agent.own_facts import OwnFacts
 from agent.routing.chooser import Chooser, rules_of
+from agent.routing.habits import habits_of
 from agent.services import AgentServices
 from agent.version import VERSION
 from fleet.document.replica import Change
@@ -137,6 +138,11 @@ async def _main(config: Config, identity: Identity) -> None:
 
     view.condition = condition
     view.names = ModelNames(lambda: membership.replica.governance if membership.replica is not None else None).now
+    view.habits = lambda: habits_of(
+        membership.replica.governance.settings if membership.replica is not None else {},
+        config.routing.offload,
+        config.routing.substitution,
+    )
     chooser = Chooser(rules_of(config.routing))
     books = Bookkeeping(config, membership, view.name_of)
     books.watch(node=node, pool=pool, router=router, gate=gate, active=active, refused=view.refused)

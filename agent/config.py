@@ -167,8 +167,8 @@ class RoutingConfig(_Section):
     A box that decodes below `threshold` asks faster ones first. One whose best model is below `borrow_only_below` runs
     nothing for others. A box takes no jobs of others while more than `max_memory` of its memory is used, or others than
     its own models use more than `max_cpu` of its CPU. Who was not heard for `silent_after` seconds is not asked.
-    `substitution` is what may stand in for the model that a request
-    of this box's clients asks for, where the request does not say.
+    `offload` is where requests of this box's clients may run and `substitution` what may stand in for the model that
+    they ask for, where they do not say; None for what policy `routing` of the fleet says, or else prefer and none.
     """
 
     threshold: float = Field(default=10.0, ge=0, le=1e6, allow_inf_nan=False)
@@ -176,7 +176,8 @@ class RoutingConfig(_Section):
     max_cpu: float = Field(default=0.9, gt=0, le=1, allow_inf_nan=False)
     max_memory: float = Field(default=0.9, gt=0, le=1, allow_inf_nan=False)
     silent_after: float = Field(default=MAX_AGE, ge=1, le=86_400, allow_inf_nan=False)
-    substitution: Substitution = "none"
+    offload: Literal["never", "prefer", "require"] | None = None
+    substitution: Substitution | None = None
 
 
 class LendTermsConfig(_Section):

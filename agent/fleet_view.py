@@ -16,7 +16,8 @@ from agent.engine.pool import EnginePool, HeldModel
 from agent.errors import ModelLoadError
 from agent.jobs.neighbourhood import Survey
 from agent.jobs.watch import EngineEmit
-from agent.routing.decide import LocalState, PeerState
+from agent.routing.decide import LocalState, PeerState, Policy
+from agent.routing.habits import Habits
 from agent.routing.offers import Names, Offers, Selection
 from agent.routing.pace import Pace, best_of, borrow_only
 from agent.routing.score import wellness
@@ -100,10 +101,11 @@ class FleetView:
         self.record_of: Callable[[str], float] = lambda peer_id: 0.0
         #: Asked what the fleet's document calls models; the same object as long as nothing has changed.
         self.names: Callable[[], Names] = lambda: _NO_NAMES
+        #: Asked what holds for requests that do not say where they may run and what may answer.
+        self.habits: Callable[[], Habits] = Habits
         self._draining = draining
         self._offers = Offers()
         rules = routing or RoutingConfig()
-        self._substitution: Substitution = rules.substitution
         self._floor = rules.borrow_only_below
         self._pace = Pace(rules.threshold, rules.borrow_only_below)
         #: Jobs that this box has at a peer now, by its PeerID and the model's hash.
@@ -126,13 +128,17 @@ class FleetView:
     def survey(self, asked: str, substitution: Substitution | None) -> Survey:
         """What there is for a request: here, at every peer that ever spoke to this process, at every configured one.
 
-        `substitution` None is what the configuration allows. Raises ModelNameError for what names no model.
+        `substitution` None is what is usual here. Raises ModelNameError for what names no model.
         """
         own = [_model_presence(held) for held in self.pool.models() if held.hash]
         heard = self.presence.all()
         everything = [*own, *(model for seen in heard.values() for model in seen.presence.models)]
-        selection = self._offers.select(asked, substitution or self._substitution, everything, self.names())
+        selection = self._offers.select(asked, substitution or self.habits().substitution, everything, self.names())
         return Survey(selection.choice, self._local_state(selection, own), self._peer_states(selection, heard))
+
+    def policy(self, asked: Policy | None) -> Policy:
+        """Where a request may run that says this, or does not say."""
+        return asked or self.habits().offload
 
     def local_state(self, model: str) -> LocalState:
         """This box's own holding of the model with exactly this hash or name."""

@@ -77,7 +77,11 @@ class Answer:
 @click.option("--temperature", type=click.FloatRange(0, 2), help="0 always picks the likeliest token")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="same seed, same answer")
 @click.option("--no-stream", is_flag=True, help="print the answer when it is complete")
-@click.option("--offload", type=click.Choice(["never", "prefer", "require"]), default="prefer", show_default=True)
+@click.option(
+    "--offload",
+    type=click.Choice(["never", "prefer", "require"]),
+    help="where it may run: here alone, where it is best, elsewhere alone  [default: as the box is configured]",
+)
 @click.option(
     "--substitution",
     type=click.Choice(["none", "quant", "family"]),
@@ -100,7 +104,7 @@ def chat(
     temperature: float | None,
     seed: int | None,
     no_stream: bool,
-    offload: str,
+    offload: str | None,
     substitution: str | None,
     priority: str | None,
     deadline: str | None,
@@ -128,8 +132,8 @@ def chat(
             "stream_options": {"include_usage": True},
             **{key: value for key, value in optional.items() if value is not None},
         }
-        wishes = {"Substitution": substitution, "Priority": priority, "Deadline": deadline}
-        headers = {"X-Shoal-Offload": offload, "X-Shoal-On-Interrupt": "resume" if resume else "error"}
+        wishes = {"Offload": offload, "Substitution": substitution, "Priority": priority, "Deadline": deadline}
+        headers = {"X-Shoal-On-Interrupt": "resume" if resume else "error"}
         headers |= {f"X-Shoal-{name}": value for name, value in wishes.items() if value is not None}
         began = time.monotonic()
         with client.stream("/v1/chat/completions", body, headers) as events, client.understood():

@@ -32,7 +32,7 @@ def keyed(job: Job, header: Callable[[str], str | None]) -> Job:
     return replace(
         job,
         once=_digest(client, key),
-        fingerprint=_digest(job.policy, job.on_interrupt, job.substitution or "", asked),
+        fingerprint=_digest(job.policy or "", job.on_interrupt, job.substitution or "", asked),
     )
 
 

@@ -105,8 +105,10 @@ def choice_of(header: Callable[[str], str | None], name: str, values: tuple[C, .
     )
 
 
-def policy_of(header: Callable[[str], str | None]) -> Policy:
-    """Where the client lets its job run; raises BadRequestError."""
+def policy_of(header: Callable[[str], str | None]) -> Policy | None:
+    """Where the client lets its job run, None where it does not say; raises BadRequestError."""
+    if header("x-shoal-offload") is None:
+        return None
     return choice_of(header, "X-Shoal-Offload", POLICIES, "prefer")
 
 

@@ -20,13 +20,14 @@ PRIORITIES: tuple[Priority, ...] = ("interactive", "normal", "bulk")
 class Job:
     """One request of a local client; `request.job` is the id in every log.
 
-    `substitution` is what may stand in for the model that it asks for; None for what this box's configuration allows.
+    `policy` is where it may run and `substitution` what may stand in for the model that it asks for; None for what is
+    usual here (see agent.routing.habits).
     Jobs with the same `once` run once (see `agent.jobs.once`), as long as `fingerprint`, which says what is asked for,
     is the same too. Both are empty for a job that has no such key.
     """
 
     request: InferRequest
-    policy: Policy = "prefer"
+    policy: Policy | None = None
     on_interrupt: OnInterrupt = "error"
     substitution: Substitution | None = None
     once: str = ""

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from agent.errors import ModelLoadError
 from agent.jobs.watch import EngineEmit
-from agent.routing.decide import LocalState, PeerState
+from agent.routing.decide import LocalState, PeerState, Policy
 from fleet.models.choice import Choice
 from fleet.models.substitution import Match, Substitution
 from fleet.net.messages import InferRequest, ModelPresence
@@ -57,6 +57,9 @@ class Neighbourhood(Protocol):
         `substitution` is what the request allows, None for what this box does. Raises ModelNameError where `asked`
         names no model.
         """
+
+    def policy(self, asked: Policy | None) -> Policy:
+        """Where a request may run that says this; None is for one that does not say."""
 
     def local_state(self, model: str) -> LocalState:
         """This box's own holding of the model with exactly this hash or name."""

@@ -31,7 +31,7 @@ def of(fleet: Neighbourhood, job: Job, decision: Decision, survey: Survey) -> Ag
     """Why no box is asked at all."""
     model, choice = job.request.model, survey.choice
     own = survey.local.model.hash if survey.local.model is not None else choice.reference.target
-    problem = None if job.policy == "require" else fleet.local_problem(own)
+    problem = None if fleet.policy(job.policy) == "require" else fleet.local_problem(own)
     if problem is not None:
         problem.details["candidates"] = _candidates(decision)
         return problem

@@ -304,7 +304,7 @@ class JobRunner:
                     await self._fleet.wait_change()
                     decision, survey = self._decide_now(job, progress)
         progress.verdicts = list(decision.verdicts)
-        self._chooser.note(job.request, job.policy, decision, time.time())
+        self._chooser.note(job.request, self._fleet.policy(job.policy), decision, time.time())
         return decision, survey
 
     def _decide_now(self, job: Job, progress: _Progress) -> tuple[Decision, Survey]:
@@ -313,7 +313,8 @@ class JobRunner:
             survey = self._fleet.survey(job.request.model, job.substitution)
         except ModelNameError as error:
             raise BadRequestError(error.message, details={"param": "model"}) from None
-        decision = self._chooser.decide(job.request, job.policy, survey.local, survey.peers, failed_here=failed_here)
+        policy = self._fleet.policy(job.policy)
+        decision = self._chooser.decide(job.request, policy, survey.local, survey.peers, failed_here=failed_here)
         if progress.failures:
             decision = _without_failed(decision, progress, survey)
         return self._without_broken(decision, survey), survey

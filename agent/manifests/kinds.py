@@ -158,6 +158,15 @@ class FirewallPolicySpec(_Part):
     scopes: tuple[Scope, ...] = Field(default=("blobs", "infer", "models"), max_length=16)
 
 
+class RoutingPolicySpec(_Part):
+    """Policy `routing`. Where requests may run and what may stand in for the model that they ask for, where neither
+    they nor the configuration of their box say it.
+    """
+
+    offload: Literal["never", "prefer", "require"] = "prefer"
+    substitution: Literal["none", "quant", "family"] = "none"
+
+
 class Collect(_Part):
     """How messages become one prompt: each of them, one every `seconds`, a window of `count` or `seconds`, or one
     whenever the value has moved by more than `band`.
@@ -226,11 +235,19 @@ class PlacementManifest(_Manifest):
 
 
 class PolicyManifest(_Manifest):
-    """A rule of the fleet: the firewall's. The other one, transfer, has a schema of its own."""
+    """A rule of the fleet: the firewall's. The others, routing and transfer, have schemas of their own."""
 
     kind: Literal["Policy"]
-    name: Annotated[str, _text(lambda name: name == "firewall", "must be firewall or transfer, the policies there are")]
+    name: Annotated[str, _text(lambda name: name == "firewall", "must be firewall, routing or transfer")]
     spec: FirewallPolicySpec
+
+
+class RoutingPolicyManifest(_Manifest):
+    """What holds for requests that do not say more."""
+
+    kind: Literal["Policy"]
+    name: Literal["routing"]
+    spec: RoutingPolicySpec
 
 
 class TransferPolicyManifest(_Manifest):
@@ -265,7 +282,10 @@ KINDS: Final[Mapping[str, tuple[str, type[BaseModel]]]] = {
     "Version": ("ver", VersionManifest),
 }
 #: Manifests whose schema depends on the name too.
-_BY_NAME: Final[Mapping[tuple[str, str], type[BaseModel]]] = {("Policy", "transfer"): TransferPolicyManifest}
+_BY_NAME: Final[Mapping[tuple[str, str], type[BaseModel]]] = {
+    ("Policy", "routing"): RoutingPolicyManifest,
+    ("Policy", "transfer"): TransferPolicyManifest,
+}
 _KIND_OF: Final = {prefix: kind for kind, (prefix, _) in KINDS.items()}
 
 

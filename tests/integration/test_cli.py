@@ -317,7 +317,7 @@ def test_chat_streams_the_answer_and_says_who_gave_it(well: Scripted) -> None:
         assert word in footer
     path, headers, body = well.requests[-1]
     assert path == "/v1/chat/completions"
-    assert (headers["x-shoal-offload"], headers["x-shoal-on-interrupt"]) == ("prefer", "error")
+    assert headers["x-shoal-on-interrupt"] == "error"
     assert (body["model"], body["max_tokens"], body["temperature"]) == ("smol", 5, 0.0)
     assert body["messages"] == [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
     assert "seed" not in body
@@ -348,7 +348,7 @@ def test_what_a_chat_wishes_for_is_asked_of_the_box(well: Scripted) -> None:
     assert body["prompt_cache_key"] == "till 4"
     assert shoal("chat", "hi", url=well.url).code == 0
     headers, body = well.requests[-1][1:]
-    assert not {"x-shoal-substitution", "x-shoal-priority", "x-shoal-deadline"} & set(headers)
+    assert not {"x-shoal-offload", "x-shoal-substitution", "x-shoal-priority", "x-shoal-deadline"} & set(headers)
     assert "prompt_cache_key" not in body
 
 

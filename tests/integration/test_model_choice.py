@@ -117,6 +117,20 @@ def test_an_alias_of_the_fleet_means_the_same_on_every_box(pair: list[Agent]) ->
     assert sensor.fleet is jetson.fleet
 
 
+def test_a_fleet_says_what_may_stand_in_where_neither_request_nor_box_does(pair: list[Agent]) -> None:
+    sensor, _ = pair
+    other = OWN.replace("q4_1", "q8_0")
+    assert ask(sensor, other).status_code == 404
+    policy = sensor.fleet.write("cfg", "policy/routing", {"substitution": "quant", "offload": "prefer"})
+    for box in pair:
+        box.offer(policy)
+    allowed = ask(sensor, other)
+    assert (allowed.status_code, allowed.headers["x-shoal-model"]) == (200, OWN)
+    assert ask(sensor, other, "none").status_code == 404
+    for box in pair:
+        box.offer(sensor.fleet.write("cfg", "policy/routing", None))
+
+
 def test_b38_another_quantisation_is_refused_with_what_there_is_and_where_allowed_the_better_goes_first(
     pair: list[Agent],
 ) -> None:

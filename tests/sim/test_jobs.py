@@ -30,7 +30,7 @@ from agent.jobs.job import Job, JobEvent, Resumed, Routed
 from agent.jobs.neighbourhood import Survey
 from agent.jobs.run import JobRunner
 from agent.jobs.watch import EngineEmit
-from agent.routing.decide import LocalState, PeerState
+from agent.routing.decide import LocalState, PeerState, Policy
 from agent.routing.offers import Names, Offers
 from fleet.errors import PeerUnreachableError as LinkBrokenError
 from fleet.errors import RemoteError
@@ -71,6 +71,9 @@ class Fleet:
         everything += [self._held(name, rank) for rank, name in enumerate(self.peers)]
         choice = Offers().select(asked, substitution or "none", everything, Names()).choice
         return Survey(choice, self.local_state(asked), self.peer_states(asked))
+
+    def policy(self, asked: Policy | None) -> Policy:
+        return asked or "prefer"
 
     def local_problem(self, model: str) -> ModelLoadError | None:
         return self.problem

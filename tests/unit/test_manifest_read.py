@@ -84,7 +84,7 @@ def test_what_is_not_given_is_not_written() -> None:
         ),
         (
             "kind: Policy\nname: firewal\nspec: {}\n",
-            "m.yaml:2: name: must be firewall or transfer, the policies there are, not 'firewal'",
+            "m.yaml:2: name: must be firewall, routing or transfer, not 'firewal'",
         ),
         (
             "kind: Policy\nname: firewall\nspec:\n  mode: open\n",
