@@ -18,10 +18,12 @@ MOST: Final = 20
 STEP: Final = 1.25
 GAIN: Final = 1.12
 #: Seconds of a measurement, and blocks that it takes at least.
-WINDOW: Final = 5.0
-ENOUGH: Final = 8
+WINDOW: Final = 3.0
+ENOUGH: Final = 24
+#: Seconds that a fetch must still take at the present rate for an attempt to be worth what it may cost.
+LONG: Final = 120.0
 #: Seconds until the first attempt, and after one in vain; it doubles up to MAX_PAUSE.
-SETTLE: Final = 30.0
+SETTLE: Final = 20.0
 PAUSE: Final = 120.0
 MAX_PAUSE: Final = 600.0
 
@@ -49,21 +51,22 @@ class Intake:
         self._refused = True
         return True
 
-    def came(self, now: float) -> None:
-        """A block has come."""
+    def came(self, now: float, left: int) -> None:
+        """A block has come, and so many are still missing."""
         if self._since is None:
             self._since, self._next = now, now + SETTLE
             return
         self._count += 1
         passed = now - self._since
         if passed >= WINDOW and self._count >= ENOUGH:
-            self._judge(self._count / passed, now)
+            self._judge(self._count / passed, now, left)
             self._since, self._count, self._refused = now, 0, False
             self.limit = min(MOST, math.ceil(self._limit * STEP)) if self._phase == "more" else self._limit
 
-    def _judge(self, rate: float, now: float) -> None:
+    def _judge(self, rate: float, now: float, left: int) -> None:
         if self._phase == "as usual":
-            if self._refused and now >= self._next and self._limit < MOST:
+            worth = left > LONG * rate and self._limit < MOST
+            if self._refused and now >= self._next and worth:
                 self._phase, self._before = "more", rate
         elif self._phase == "more":
             self._phase, self._with_more = "as before", rate

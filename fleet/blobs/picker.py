@@ -215,7 +215,7 @@ class Picker:
         self._unasked &= ~bit
         self._free &= ~bit
         self._meter.add(now)
-        self._intake.came(now)
+        self._intake.came(now, self.remaining)
         return True
 
     def failed(self, peer: str, index: int) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleet.blobs.bitfield import Bitfield
-from fleet.blobs.intake import LEAST, MAX_PAUSE, MOST, PAUSE, SETTLE, WINDOW, Intake
+from fleet.blobs.intake import LEAST, LONG, MAX_PAUSE, MOST, PAUSE, SETTLE, WINDOW, Intake
 from fleet.blobs.meter import GRAIN, Meter
 from fleet.blobs.meter import WINDOW as METER_WINDOW
 from fleet.blobs.rarity import Rarity, indices, mask_of, pick
@@ -92,6 +92,7 @@ class Fetch:
         self.intake = Intake()
         self.own, self.each = own, each
         self.now = 0.0
+        self.left = 1 << 20
         self.limits: list[int] = []
 
     def run(self, seconds: float, offered: int = MOST + 5) -> None:
@@ -100,7 +101,7 @@ class Fetch:
             sending = min(self.intake.limit, offered)
             self.now += 1 / min(self.own, self.each * sending)
             self.intake.full(offered)
-            self.intake.came(self.now)
+            self.intake.came(self.now, self.left)
             self.limits.append(self.intake.limit)
 
 
@@ -136,5 +137,15 @@ def test_nothing_is_tried_where_nobody_else_is_there() -> None:
     while fetch.now < 300.0:
         fetch.now += 0.25
         fetch.intake.full(LEAST - 1)
-        fetch.intake.came(fetch.now)
+        fetch.intake.came(fetch.now, fetch.left)
         assert fetch.intake.limit == LEAST
+
+
+def test_nothing_is_tried_where_the_end_is_near() -> None:
+    fetch = Fetch(own=1000.0, each=2.0)
+    fetch.left = int(LEAST * 2.0 * LONG) - 1
+    fetch.run(300.0)
+    assert fetch.limits[-1] == LEAST
+    fetch.left += 20
+    fetch.run(30.0)
+    assert fetch.limits[-1] > LEAST
