@@ -64,7 +64,8 @@ def test_a_port_that_cannot_be_reached_is_got_around(tmp_path: Path, source: Pat
         done = getter.start(fault="blocked").wait("done")
         check(done, digest)
         lanes = {one["lane"] for said in getter.said for one in said.get("sources", ())}
-        assert lanes == {"", "stream"}
+        assert "stream" in lanes
+        assert "fast" not in lanes
         assert done["moved"] == giver.stats()["given"] == SIZE
 
 
@@ -127,8 +128,10 @@ def test_a_source_that_lies_is_banned_at_its_first_block(tmp_path: Path, source:
         done = getter.start().wait("done")
         check(done, digest)
         note("one of three lied", done["moved"], done["wasted"])
-        assert {one["peer_id"] for one in done["sources"] if one["state"] == "banned"} == {givers[1].peer_id}
-        assert 0 < done["wasted"] <= MIB <= 0.02 * SIZE
+        (banned,) = [one for one in done["sources"] if one["state"] == "banned"]
+        assert banned["peer_id"] == givers[1].peer_id
+        assert 0 < banned["bytes"] <= MIB <= 0.02 * SIZE
+        assert done["wasted"] <= 2 * MIB  # that block, and perhaps one that came twice at the end
 
 
 def test_a_source_that_crawls_holds_nobody_up(tmp_path: Path, source: Path, digest: str) -> None:
