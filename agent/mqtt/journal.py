@@ -1,0 +1,305 @@
+"""Jobs and answers on disk: SQLite, written in groups, so that a job that was acknowledged outlasts the agent.
+
+A request is acknowledged to the broker after its commit, which is synced; an answer is committed before it is sent, and
+deleted when the broker has it. So a box that is killed runs its jobs again at its next start, and sends what it had
+not sent. Answers are kept for KEEP seconds beside: a request that comes again with the same id gets the same answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias, cast
+
+import structlog
+import trio
+
+from agent.errors import AgentError
+from agent.mqtt.outbox import Entry
+from fleet.durable import make_private
+from fleet.net.messages import Priority
+
+FOLDER: Final = "mqtt"
+_DATABASE: Final = "journal.db"
+_VERSION: Final = 1
+#: Seconds that an answer is kept for those who ask again, and how many of them.
+KEEP: Final = 3600.0
+MAX_KEPT: Final = 2000
+MAX_KEPT_BYTES: Final = 16 * 1024 * 1024
+#: Changes that are committed together.
+_BATCH: Final = 256
+#: Commits between two looks for answers that are too old.
+_TIDY: Final = 64
+
+log = structlog.get_logger("shoal.mqtt")
+
+_SCHEMA: Final = """
+create table if not exists jobs (
+    id text primary key, fleet_wide int, auto int, fingerprint blob, request blob, reply_to text, correlation blob,
+    traceparent text, client text, priority text, received real, deadline real, tries int, done real, topic text,
+    answer blob
+);
+create table if not exists outbox (
+    seq integer primary key, topic text, payload blob, priority text, retain int, correlation blob, user text,
+    expires real
+);
+create table if not exists meta (key text primary key, value text);
+"""
+
+
+class JournalError(AgentError):
+    """The disk does not take what has to be on it before a job is acknowledged; the message says why."""
+
+    code = "store"
+    retryable = True
+
+
+@dataclass(frozen=True)
+class JobRow:
+    """A job as it was asked for. Times are of the wall clock. `auto` is whether the box chose the id; `tries` how often
+    it was begun; `done` is when it was answered, to `topic` with `answer`, None before."""
+
+    id: str
+    fleet_wide: bool
+    auto: bool
+    fingerprint: bytes
+    request: bytes
+    reply_to: str | None
+    correlation: bytes | None
+    traceparent: str | None
+    client: str
+    priority: Priority
+    received: float
+    deadline: float
+    tries: int = 0
+    done: float | None = None
+    topic: str = ""
+    answer: bytes = b""
+
+
+@dataclass
+class Opened:
+    """What the journal had in it. `set_aside` is a database that cannot be read and was moved out of the way."""
+
+    jobs: list[JobRow]
+    outbox: list[Entry]
+    next_seq: int
+    meta: dict[str, str]
+    set_aside: Path | None = None
+
+
+_Statement: TypeAlias = tuple[str, Sequence[object]]
+
+
+class Journal:
+    """The journal of one box, in `state_dir`. `run` writes; the other methods say what to write."""
+
+    def __init__(self, state_dir: Path, wall: Callable[[], float] = time.time) -> None:
+        self.folder: Final = state_dir / FOLDER
+        self.problem = ""
+        self._wall = wall
+        self._connection: sqlite3.Connection | None = None
+        self._waiting: list[Change] = []
+        self._more = trio.Event()
+        self._commits = 0
+        self._next_seq = 1
+
+    def open(self) -> Opened:
+        """Read what is there, setting aside what cannot be read. Blocks; raises OSError and sqlite3.Error."""
+        make_private(self.folder)
+        path = self.folder / _DATABASE
+        try:
+            opened = self._read(path)
+        except sqlite3.DatabaseError:
+            self.close()
+            aside = path.with_suffix(f".damaged-{int(self._wall())}")
+            for ending in ("", "-wal", "-shm"):
+                with contextlib.suppress(FileNotFoundError):
+                    Path(f"{path}{ending}").rename(f"{aside}{ending}")
+            opened = self._read(path)
+            opened.set_aside = aside
+        self._next_seq = opened.next_seq
+        return opened
+
+    def _read(self, path: Path) -> Opened:
+        # Any thread, one at a time: `run` alone uses it once it is open.
+        db = self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
+        path.chmod(0o600)
+        db.execute("pragma journal_mode = wal")
+        db.executescript(_SCHEMA)
+        version = db.execute("pragma user_version").fetchone()[0]
+        if version not in (0, _VERSION):
+            raise sqlite3.DatabaseError("of another version")
+        db.execute(f"pragma user_version = {_VERSION}")
+        jobs = [_job(row) for row in db.execute(f"select {_JOB_COLUMNS} from jobs order by received, id")]  # noqa: S608
+        outbox = [_entry(row) for row in db.execute(f"select {_ENTRY_COLUMNS} from outbox order by seq")]  # noqa: S608
+        meta = dict(db.execute("select key, value from meta"))
+        next_seq = max((entry.seq for entry in outbox), default=0) + 1
+        return Opened(jobs, outbox, next_seq, meta)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    # --- what to write -----------------------------------------------------------------------------------------------
+
+    def take(self, job: JobRow) -> Change:
+        """A job, to be there after a power cut too; `written` waits for that."""
+        return self._put((_INSERT_JOB, _job_values(job)), sync=True)
+
+    async def written(self, change: Change) -> None:
+        """Return when it is on the disk. Raises JournalError. Cancelling leaves it to be written."""
+        await change.done.wait()
+        if change.problem:
+            raise JournalError(f"the journal of jobs cannot be written ({change.problem}); check the disk of state_dir")
+
+    def began(self, job: str, tries: int) -> None:
+        """The job was begun so many times."""
+        self._put(("update jobs set tries = ? where id = ?", (tries, job)))
+
+    async def finish(self, job: str, entry: Entry) -> None:
+        """The job's answer, which is to be sent: it gets a number. Raises JournalError; then nothing was written."""
+        entry.seq = self._number()
+        done = (self._wall(), entry.topic, entry.payload, job)
+        update = "update jobs set done = ?, topic = ?, answer = ? where id = ?", done
+        await self.written(self._put(update, (_INSERT_ENTRY, _entry_values(entry))))
+
+    async def keep(self, entry: Entry) -> None:
+        """Something to be sent: it gets a number. Raises JournalError."""
+        entry.seq = self._number()
+        await self.written(self._put((_INSERT_ENTRY, _entry_values(entry))))
+
+    def sent(self, entry: Entry) -> None:
+        """The broker has it, or it is not to be sent any more."""
+        if entry.seq:
+            self._put(("delete from outbox where seq = ?", (entry.seq,)))
+
+    def drop(self, job: str) -> None:
+        """The job is another box's."""
+        self._put(("delete from jobs where id = ?", (job,)))
+
+    def remember(self, key: str, value: str) -> None:
+        """Keep a text for the next start."""
+        self._put(("insert or replace into meta values (?, ?)", (key, value)))
+
+    def _number(self) -> int:
+        self._next_seq += 1
+        return self._next_seq - 1
+
+    # --- writing -----------------------------------------------------------------------------------------------------
+
+    def _put(self, *statements: _Statement, sync: bool = False) -> Change:
+        change = Change(statements, sync)
+        self._waiting.append(change)
+        self._more.set()
+        return change
+
+    async def run(self) -> None:
+        """Write until cancelled; what waits then is written before it returns."""
+        try:
+            while True:
+                await self._more.wait()
+                self._more = trio.Event()
+                while self._waiting:
+                    await self._commit()
+        finally:
+            while self._waiting:
+                await self._commit()
+
+    async def _commit(self) -> None:
+        batch, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
+        self._commits += 1
+        with trio.CancelScope(shield=True):
+            # A thread is not begun in a scope that is cancelled, and the batch would be lost.
+            problem = await trio.to_thread.run_sync(self._write, batch, self._commits % _TIDY == 0)
+        if problem != self.problem:
+            log.warning("mqtt.journal", problem=problem or "it can be written again")
+        self.problem = problem
+        for change in batch:
+            change.problem = problem
+            change.done.set()
+
+    def _write(self, batch: Sequence[Change], tidy: bool) -> str:
+        """Commit changes together; returns why not, empty where it worked."""
+        db = self._connection
+        if db is None:
+            return "it is closed"
+        try:
+            # A request must be there after a power cut, since its sender was told that it is; an answer that is lost
+            # with the power is made again.
+            sync = "full" if any(change.sync for change in batch) else "normal"
+            db.execute(f"pragma synchronous = {sync}")
+            db.execute("begin immediate")
+            for change in batch:
+                for statement, values in change.statements:
+                    db.execute(statement, values)
+            if tidy:
+                self._tidy(db)
+            db.execute("commit")
+        except sqlite3.Error as error:
+            with contextlib.suppress(sqlite3.Error):
+                db.execute("rollback")
+            return str(error)
+        return ""
+
+    def _tidy(self, db: sqlite3.Connection) -> None:
+        db.execute("delete from jobs where done < ?", (self._wall() - KEEP,))
+        sizes = list(db.execute("select id, length(answer) from jobs where done is not null order by done desc"))
+        total = 0
+        for count, (job, size) in enumerate(sizes, 1):
+            total += size
+            if count > MAX_KEPT or total > MAX_KEPT_BYTES:
+                db.execute("delete from jobs where id = ?", (job,))
+
+
+class Change:
+    """What is to be written together, and whether it has been."""
+
+    def __init__(self, statements: Sequence[_Statement], sync: bool) -> None:
+        self.statements = statements
+        self.sync = sync
+        self.done = trio.Event()
+        self.problem = ""
+
+
+_JOB_COLUMNS: Final = (
+    "id, fleet_wide, auto, fingerprint, request, reply_to, correlation, traceparent, client, priority, received,"
+    " deadline, tries, done, topic, answer"
+)
+_ENTRY_COLUMNS: Final = "seq, topic, payload, priority, retain, correlation, user, expires"
+_INSERT_JOB: Final = f"insert or replace into jobs ({_JOB_COLUMNS}) values ({', '.join('?' * 16)})"  # noqa: S608
+_INSERT_ENTRY: Final = f"insert into outbox ({_ENTRY_COLUMNS}) values ({', '.join('?' * 8)})"  # noqa: S608
+
+
+def _job_values(job: JobRow) -> tuple[object, ...]:
+    return tuple(vars(job).values())
+
+
+def _job(row: tuple[Any, ...]) -> JobRow:
+    values = dict(zip(_names(_JOB_COLUMNS), row, strict=True))
+    values |= {"fleet_wide": bool(values["fleet_wide"]), "auto": bool(values["auto"])}
+    return JobRow(**values)
+
+
+def _entry_values(entry: Entry) -> tuple[object, ...]:
+    user = json.dumps(entry.user)
+    return (
+        entry.seq, entry.topic, entry.payload, entry.priority, entry.retain, entry.correlation, user, entry.expires,
+    )  # fmt: skip
+
+
+def _entry(row: tuple[Any, ...]) -> Entry:
+    seq, topic, payload, priority, retain, correlation, user, expires = row
+    pairs = tuple((str(key), str(value)) for key, value in json.loads(user))
+    return Entry(topic, payload, cast("Priority", priority), bool(retain), correlation, pairs, expires, seq)
+
+
+def _names(columns: str) -> Iterator[str]:
+    return (name.strip() for name in columns.split(","))

@@ -1,0 +1,308 @@
+"""The MQTT side of one agent, put together: connection, jobs, pipelines, what the box says of itself, its end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+import trio
+
+from agent.config import MqttConfig
+from agent.errors import AgentError
+from agent.mqtt.client import Broker, MqttClient
+from agent.mqtt.counts import Counts
+from agent.mqtt.credentials import broker_of
+from agent.mqtt.desk import JobDesk, Run
+from agent.mqtt.granted import Granted
+from agent.mqtt.home_assistant import PREFIX, birth_topic, device, discovery_topic
+from agent.mqtt.intake import DeskLimits
+from agent.mqtt.journal import Journal
+from agent.mqtt.messages import Incoming, Wanted
+from agent.mqtt.outbox import Outbox
+from agent.mqtt.pipeline import Wish
+from agent.mqtt.sensors import Sensors
+from agent.mqtt.status import status_payload
+from agent.mqtt.topics import Topics, level_of, node_of
+
+#: Changes of the status that follow one another faster than this are published together (seconds).
+_COALESCE: Final = 1.0
+
+log = structlog.get_logger("shoal.mqtt")
+
+
+@dataclass(frozen=True)
+class Box:
+    """The box that the MQTT side is of."""
+
+    name: str
+    peer_id: str
+    public_key: bytes
+    version: str
+
+
+@dataclass(frozen=True)
+class Agent:
+    """What the MQTT side asks of the agent around it.
+
+    `run` runs a client's job; `refused` is told of requests that became none, by their id; `fleet` gives the fleet's
+    name once this box belongs to one; `models` are what can be asked for, those held here first, with name, here and
+    state; `wishes` the pipelines of the fleet document; `why_not` says why one is not this box's, empty where it is;
+    `draining` is whether the box takes no more jobs.
+    """
+
+    run: Run
+    refused: Callable[[str, AgentError], None]
+    fleet: Callable[[], Awaitable[str]]
+    models: Callable[[], Sequence[Mapping[str, object]]]
+    wishes: Callable[[], Sequence[Wish]]
+    why_not: Callable[[Wish], str]
+    draining: Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Gauges:
+    """What the metrics show of it, as it is now."""
+
+    connected: bool = False
+    running: int = 0
+    waiting: int = 0
+    outbox: int = 0
+
+
+class MqttRoom:
+    """The MQTT side of one agent; without a broker in the configuration it does nothing. Belongs to one trio run."""
+
+    def __init__(self, config: MqttConfig, box: Box, agent: Agent, state_dir: Path) -> None:
+        """Reads passwords and certificates; raises ConfigError."""
+        self.counts: Final = Counts()
+        self._config = config
+        self._box = box
+        self._agent = agent
+        self._state_dir = state_dir
+        self._broker: Broker | None = None if config.url is None else broker_of(config)
+        self._client: MqttClient | None = None
+        self._desk: JobDesk | None = None
+        self._sensors: Sensors | None = None
+        self._outbox: Outbox | None = None
+        self._topics: Topics | None = None
+        self._changed = trio.Event()
+        self._wishes_changed = trio.Event()
+        self._said: dict[str, bytes] = {}
+
+    # --- for the agent around it -------------------------------------------------------------------------------------
+
+    def note_change(self) -> None:
+        """Models came or went, or something else of the status changed."""
+        self._changed.set()
+
+    def note_document(self) -> None:
+        """The fleet document changed."""
+        self._wishes_changed.set()
+        self._changed.set()
+
+    @property
+    def gauges(self) -> Gauges:
+        """How much there is of what."""
+        client, desk, outbox = self._client, self._desk, self._outbox
+        if client is None or desk is None or outbox is None:
+            return Gauges()
+        return Gauges(client.state == "connected", desk.running, desk.waiting, len(outbox))
+
+    def facts(self) -> Mapping[str, object] | None:
+        """What this box says of it; None where no broker is configured."""
+        if self._broker is None:
+            return None
+        client, sensors, topics = self._client, self._sensors, self._topics
+        if client is None or sensors is None or topics is None:
+            return {
+                "broker": str(self._broker.address),
+                "state": "waiting",
+                "problem": "it belongs to no fleet yet",
+            }
+        gauges = self.gauges
+        granted = client.granted
+        return {
+            "broker": str(self._broker.address),
+            "state": client.state,
+            "problem": client.problem,
+            "version": None if granted is None else {5: "5", 4: "3.1.1"}[granted.version],
+            "fleet": topics.fleet,
+            "node": topics.node,
+            "refused_topics": dict(client.refused),
+            "jobs": {"running": gauges.running, "waiting": gauges.waiting},
+            "outbox": gauges.outbox,
+            "counts": dict(self.counts.events),
+            "pipelines": sensors.facts(),
+        }
+
+    # --- its life ----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until cancelled. To end well, `stop` it before: then the broker is told."""
+        if self._broker is None:
+            return
+        fleet = self._config.fleet or level_of(await self._agent.fleet())
+        topics = self._topics = Topics(fleet, node_of(self._box.public_key))
+        journal = Journal(self._state_dir)
+        opened = await trio.to_thread.run_sync(journal.open)
+        if opened.set_aside is not None:
+            log.error("mqtt.journal_set_aside", file=str(opened.set_aside), remedy="jobs in it are lost; see the disk")
+        outbox = self._outbox = Outbox(self._config.outbox)
+        client = self._client = MqttClient(
+            self._broker,
+            client_id=f"shoal-{topics.node}",
+            availability=topics.availability,
+            outbox=outbox,
+            counts=self.counts,
+        )
+        desk = self._desk = JobDesk(
+            self._box.name,
+            topics,
+            client,
+            journal,
+            self.counts,
+            DeskLimits(
+                self._config.running,
+                self._config.waiting,
+                self._config.requests_per_second,
+                self._config.deadline,
+                self._config.reply_to,
+            ),
+            run=self._agent.run,
+            refused=self._agent.refused,
+            default_model=self._default_model,
+        )
+        sensors = self._sensors = Sensors(topics, client, journal, self.counts, run=self._agent.run)
+        client.on_gone = lambda entry, why: journal.sent(entry)
+        for entry in opened.outbox:
+            client.send(entry)
+        desk.restore(opened.jobs)
+        self._connect_parts(client, desk, sensors, topics, journal, opened.meta)
+        log.info("mqtt.start", broker=str(self._broker.address), fleet=topics.fleet, node=topics.node)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(journal.run)
+                nursery.start_soon(desk.serve)
+                nursery.start_soon(sensors.serve)
+                nursery.start_soon(self._keep_wishes, sensors)
+                nursery.start_soon(self._keep_said, client, desk, sensors, topics)
+                nursery.start_soon(client.run)
+        finally:
+            journal.close()
+
+    async def stop(self) -> None:
+        """Tell the broker that this box goes, and disconnect; within 2 seconds. Jobs that run go on until cancelled."""
+        if self._client is not None:
+            await self._client.stop(b"offline")
+
+    def _connect_parts(
+        self,
+        client: MqttClient,
+        desk: JobDesk,
+        sensors: Sensors,
+        topics: Topics,
+        journal: Journal,
+        meta: Mapping[str, str],
+    ) -> None:
+        birth = birth_topic(PREFIX)
+        before = _filters(meta.get("filters", ""))
+
+        def subscriptions(granted: Granted) -> Sequence[Wanted]:
+            wanted = [
+                Wanted(topics.own_request, live=True),
+                Wanted(topics.cancels),
+                Wanted(topics.availabilities),
+                Wanted(topics.leases),
+            ]
+            if self._config.ingress:
+                shared = granted.shares
+                wanted.append(Wanted(topics.shared_request if shared else topics.fleet_request, live=True))
+            if self._config.home_assistant:
+                wanted.append(Wanted(birth, qos=0))
+            wanted += sensors.subscriptions()
+            journal.remember("filters", json.dumps([one.filter for one in wanted]))
+            return wanted
+
+        def message(message: Incoming) -> None:
+            topic = message.topic
+            if topic == topics.fleet_request:
+                desk.request(message, True)
+            elif topic == topics.own_request:
+                desk.request(message, False)
+            elif topics.leased(topic) is not None:
+                desk.claims.heard(message)
+            elif topics.available(topic) is not None:
+                desk.claims.availability(message)
+            elif topics.cancelled(topic) is not None:
+                desk.cancel(message)
+            elif topic == birth and self._config.home_assistant:
+                if message.payload == b"online" and not message.retain:
+                    self._said.pop(discovery_topic(PREFIX, topics), None)
+                    self._changed.set()
+                message.settle()
+            elif not sensors.message(message):
+                self.counts.note("bad_topic" if not topic else "unexpected_topic")
+                message.settle()
+
+        def up() -> None:
+            # What an earlier process subscribed to, the broker may have kept for this one.
+            session = client.session
+            if before and session is not None:
+                session.unsubscribe([one for one in before if one not in client.subscribed])
+                before.clear()
+            self._said.clear()
+            self._changed.set()
+            desk.claims.went_up()
+
+        client.subscriptions, client.on_message = subscriptions, message
+        client.on_up, client.on_down = up, desk.claims.went_down
+        desk.on_change = sensors.on_change = self._changed.set
+
+    async def _keep_wishes(self, sensors: Sensors) -> None:
+        while True:
+            self._wishes_changed = trio.Event()
+            sensors.set(self._agent.wishes(), self._agent.why_not)
+            await self._wishes_changed.wait()
+
+    async def _keep_said(self, client: MqttClient, desk: JobDesk, sensors: Sensors, topics: Topics) -> None:
+        """Publish the status and the description for Home Assistant, retained, whenever they are other than before."""
+        while True:
+            await self._changed.wait()
+            self._changed = trio.Event()
+            say = {
+                topics.status: status_payload(
+                    name=self._box.name,
+                    peer_id=self._box.peer_id,
+                    version=self._box.version,
+                    state="draining" if self._agent.draining() else "serving",
+                    models=self._agent.models(),
+                    pipelines=[one.name for one in sensors.pipelines],
+                    running=desk.running,
+                    waiting=desk.waiting,
+                )
+            }
+            if self._config.home_assistant:
+                about = device(self._box.name, self._box.version, topics, sensors.pipelines)
+                say[discovery_topic(PREFIX, topics)] = about
+            for topic, payload in say.items():
+                if self._said.get(topic) != payload and client.send_now(topic, payload, qos=1, retain=True):
+                    self._said[topic] = payload
+            await trio.sleep(_COALESCE)
+
+    def _default_model(self) -> str | None:
+        """The model for requests that name none."""
+        if self._config.model is not None:
+            return self._config.model
+        return next((str(one["name"]) for one in self._agent.models() if one.get("state") != "failed"), None)
+
+
+def _filters(text: str) -> list[str]:
+    try:
+        found: Any = json.loads(text) if text else []
+    except ValueError:
+        return []
+    return [one for one in found if isinstance(one, str)] if isinstance(found, list) else []
