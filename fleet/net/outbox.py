@@ -38,21 +38,26 @@ class Outbox:
         self._queue: deque[bytes] = deque()
         self._bytes = 0
         self._closed = False
+        self._line = trio.Lock()
         self._room = trio.Event()
         self._wake = trio.Event()
 
     async def send(self, frame: Frame) -> None:
-        """Queue a frame, waiting while 1 MiB is already queued.
+        """Queue a frame, waiting while 1 MiB is already queued; whoever waits first comes first.
 
-        Raises PeerUnreachableError when the link is over and FrameError when the frame is past the limit. Cancelling
+        The order matters beyond fairness: the ids of calls only ever rise on the wire. Raises PeerUnreachableError when the link is over and FrameError when the frame is past the limit. Cancelling
         it before it returns means that the frame was not queued.
         """
         data = encode(frame)
-        while self._bytes > HIGH_WATER and not self._closed:
-            if self._room.is_set():
-                self._room = trio.Event()
-            await self._room.wait()
-        self._put(data)
+        if self._bytes <= HIGH_WATER and not self._line.locked():
+            self._put(data)
+            return
+        async with self._line:
+            while self._bytes > HIGH_WATER and not self._closed:
+                if self._room.is_set():
+                    self._room = trio.Event()
+                await self._room.wait()
+            self._put(data)
 
     def send_now(self, frame: Frame) -> None:
         """Queue a small frame although others wait; for cancels, notifications, and answers to pings and errors."""

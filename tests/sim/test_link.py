@@ -371,3 +371,27 @@ def test_too_many_calls_at_once_are_refused_not_queued() -> None:
         assert len(served) == 64
 
     with_link(scenario)
+
+
+def test_many_large_calls_at_once_stay_in_order_and_the_link_stays() -> None:
+    async def scenario(a: Box, b: Box, sa: MemoryStream, sb: MemoryStream) -> None:
+        async def size(call: IncomingCall) -> Mapping[str, object]:
+            assert isinstance(call.body, dict)
+            return {"n": call.body["n"], "size": len(call.body["text"])}
+
+        b.router.add("size", "s", size)
+        assert a.link is not None
+        answers: list[Any] = []
+
+        async def one(link: Link, n: int) -> None:
+            answers.append((await collect(link, "size", {"n": n, "text": "x" * 400_000}))[1])
+
+        async with trio.open_nursery() as nursery:
+            for n in range(40):
+                nursery.start_soon(one, a.link, n)
+        assert sorted(answer["n"] for answer in answers) == list(range(40))
+        assert {answer["size"] for answer in answers} == {400_000}
+        assert b.router.refused["replayed"] == 0
+        assert not a.down.is_set()
+
+    with_link(scenario)
