@@ -22,8 +22,11 @@ from agent.http.services import ModelListing, Services
 from agent.jobs.job import Job
 from fleet.models.reference import matches
 
-#: Bytes of a body past which it is understood in a thread: a schema or a grammar of this size takes milliseconds.
+#: Bytes of a body past which it is understood in a thread.
 PARSE_APART: Final = 4 * 1024
+#: What is in every body that may say how the answer has to look, keys that are written with escapes among them: a
+#: grammar of 20 characters can take a tenth of a second to be checked.
+_MAY_BE_COSTLY: Final = (b"\\", b"grammar", b"response_format", b"tools")
 #: How many of them at a time: each takes turns with the loop that everybody else waits for.
 PARSED_AT_ONCE: Final = 2
 
@@ -90,7 +93,7 @@ class OpenAIApi:
         exchange.headers.append(("x-shoal-job", job))
         try:
             body = await exchange.body()
-            if len(body) > PARSE_APART:
+            if len(body) > PARSE_APART or any(mark in body for mark in _MAY_BE_COSTLY):
                 return await trio.to_thread.run_sync(parse, body, exchange.header, job, limiter=self._parsing)
             return parse(body, exchange.header, job)
         except AgentError as error:

@@ -45,7 +45,9 @@ class Outbox:
     async def send(self, frame: Frame) -> None:
         """Queue a frame, waiting while 1 MiB is already queued; whoever waits first comes first.
 
-        The order matters beyond fairness: the ids of calls only ever rise on the wire. Raises PeerUnreachableError when the link is over and FrameError when the frame is past the limit. Cancelling
+        The order matters beyond fairness: the ids of calls only ever rise on the wire.
+
+        Raises PeerUnreachableError when the link is over and FrameError when the frame is past the limit. Cancelling
         it before it returns means that the frame was not queued.
         """
         data = encode(frame)

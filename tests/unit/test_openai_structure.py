@@ -141,15 +141,36 @@ def test_what_stands_for_a_field_that_is_not_sent_is_no_value_to_send() -> None:
 class _Sent:
     """A request with a large body, as far as it is looked at before it is understood."""
 
-    def __init__(self) -> None:
+    def __init__(self, body: bytes = b" " * (PARSE_APART + 1)) -> None:
         self.job = ""
         self.headers: list[tuple[str, str]] = []
+        self._body = body
 
     async def body(self) -> bytes:
-        return b" " * (PARSE_APART + 1)
+        return self._body
 
     def header(self, name: str) -> str | None:
         return None
+
+
+@pytest.mark.parametrize(
+    ("body", "apart"),
+    [
+        (b'{"prompt": "x", "grammar": "root ::= \\"a\\"{65536}"}', True),
+        (b'{"prompt": "x", "\\u0067rammar": "root ::= [a]{65536}"}', True),
+        (b'{"prompt": "x", "response_format": {"type": "json_object"}}', True),
+        (b'{"prompt": "x", "tools": []}', True),
+        (b'{"prompt": "x", "max_tokens": 4}', False),
+    ],
+)
+def test_what_may_be_costly_to_understand_is_understood_in_a_thread_of_its_own(body: bytes, apart: bool) -> None:
+    def parse(body: bytes, header: object, job: str) -> bool:
+        return threading.current_thread() is not threading.main_thread()
+
+    async def main() -> bool:
+        return await OpenAIApi(cast(Services, None))._understood(cast(Exchange, _Sent(body)), parse)
+
+    assert trio.run(main) is apart
 
 
 def test_no_more_than_two_large_bodies_are_looked_at_at_a_time() -> None:
