@@ -59,7 +59,8 @@ class Aliases:
     def resolve(self, asked: str, known_as: Mapping[str, str] | None = None) -> Reference:
         """Read what a request asks for. `known_as` has the names of models that the fleet knows by hash.
 
-        Raises ModelNameError where it is empty, longer than MAX_NAME, or an alias that leads back to itself.
+        Raises ModelNameError where it is empty, longer than MAX_NAME, a hash that is none, or an alias that leads back
+        to itself.
         """
         if not asked.strip():
             raise ModelNameError("no model is named: say a name or a content hash; `shoal models` lists them")
@@ -72,5 +73,7 @@ class Aliases:
                 raise ModelNameError(f"the alias {asked} leads nowhere: {chain}; set one of them to a model")
             steps.append(alias)
             target = self._targets[alias]
+        if target.startswith("sha256:") and not is_hash(target):
+            raise ModelNameError("a content hash is sha256: and 64 hex digits, lower case; `shoal models` lists them")
         name = (known_as or {}).get(target, "")[:MAX_NAME] if is_hash(target) else target
         return Reference(asked, target, tuple(steps), parse_name(name))

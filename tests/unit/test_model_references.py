@@ -17,7 +17,7 @@ def test_b35_a_hash_is_a_hash() -> None:
     found = Aliases().resolve(HASH)
     assert found == Reference(HASH, HASH)
     assert (found.hash, found.name, found.model) == (HASH, "", ModelName())
-    for near in (HASH.upper(), HASH[:-1], HASH + "0", f" {HASH}", f"{HASH}\n"):
+    for near in (HASH.upper(), f" {HASH}"):
         assert Aliases().resolve(near).hash == ""
 
 
@@ -124,3 +124,9 @@ def test_names_are_compared_in_any_case_and_without_folders() -> None:
 def test_a_canonical_name_is_never_longer_than_the_name() -> None:
     assert canonical_name("İ" * 256) == "İ" * 256
     assert canonical_name("ÄÖ-\u212a") == "äö-\u212a"
+
+
+@pytest.mark.parametrize("asked", ["sha256:zz", "sha256:", "sha256:" + "A" * 64, "sha256:" + "a" * 63, HASH + "0", HASH + "\n"])
+def test_what_begins_like_a_hash_and_is_none_is_told_what_one_is(asked: str) -> None:
+    with pytest.raises(ModelNameError, match="64 hex digits"):
+        Aliases().resolve(asked)
