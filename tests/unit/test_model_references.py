@@ -126,7 +126,9 @@ def test_a_canonical_name_is_never_longer_than_the_name() -> None:
     assert canonical_name("ÄÖ-\u212a") == "äö-\u212a"
 
 
-@pytest.mark.parametrize("asked", ["sha256:zz", "sha256:", "sha256:" + "A" * 64, "sha256:" + "a" * 63, HASH + "0", HASH + "\n"])
+@pytest.mark.parametrize(
+    "asked", ["sha256:zz", "sha256:", "sha256:" + "A" * 64, "sha256:" + "a" * 63, HASH + "0", HASH + "\n"]
+)
 def test_what_begins_like_a_hash_and_is_none_is_told_what_one_is(asked: str) -> None:
     with pytest.raises(ModelNameError, match="64 hex digits"):
         Aliases().resolve(asked)
