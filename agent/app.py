@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -32,12 +33,16 @@ from agent.membership import Membership
 from agent.model_keeper import ModelKeeper
 from agent.model_names import ModelNames
 from agent.model_orders import ModelOrders
+from agent.mqtt.pipeline import Wish, read_wishes
+from agent.mqtt.room import Agent, Box, MqttRoom
+from agent.observe.broker import evaluate_broker
 from agent.observe.copies import evaluate_copies
 from agent.observe.facts import gather
 from agent.observe.floods import Floods
 from agent.observe.health import Health
 from agent.observe.warnings import Warning, evaluate
 from agent.own_facts import OwnFacts
+from agent.reconcile.selector import why_not
 from agent.routing.chooser import Chooser, rules_of
 from agent.routing.habits import habits_of
 from agent.services import AgentServices
@@ -145,7 +150,15 @@ async def _main(config: Config, identity: Identity) -> None:
     )
     chooser = Chooser(rules_of(config.routing))
     books = Bookkeeping(config, membership, view.name_of)
-    books.watch(node=node, pool=pool, router=router, gate=gate, active=active, refused=view.refused)
+    books.watch(
+        node=node,
+        pool=pool,
+        router=router,
+        gate=gate,
+        active=active,
+        refused=view.refused,
+        mqtt=lambda: (mqtt.gauges, mqtt.counts.events),
+    )
     view.record_of = books.contributions.record
     pool.share(Shares(config.lend.max_share, books.contributions.weight))
     lender = Lender(
@@ -188,6 +201,7 @@ async def _main(config: Config, identity: Identity) -> None:
     keeper.on_change = own_facts.note_change
 
     def own_change() -> None:
+        mqtt.note_change()
         own_facts.note_change()
         keeper.executor.note_change()
 
@@ -197,6 +211,7 @@ async def _main(config: Config, identity: Identity) -> None:
     def warnings() -> Sequence[Warning]:
         return (
             *evaluate_copies(keeper.executor.situation, keeper.executor.actual),
+            *evaluate_broker(mqtt.facts()),
             *evaluate(
                 gather(
                     config,
@@ -222,6 +237,7 @@ async def _main(config: Config, identity: Identity) -> None:
         if change.governance:
             node.recheck()
             view.note_document_change()
+        mqtt.note_document()
 
     membership.subscribe(document_changed)
 
@@ -245,6 +261,21 @@ async def _main(config: Config, identity: Identity) -> None:
         warnings=warnings,
         books=books,
         orders=orders,
+        mqtt=lambda: mqtt.facts(),
+    )
+    mqtt = MqttRoom(
+        config.mqtt,
+        Box(config.name, identity.peer_id, identity.public_key, VERSION),
+        Agent(
+            run=services.run,
+            refused=services.not_understood,
+            fleet=partial(_fleet_name, membership),
+            models=services.models_shown,
+            wishes=partial(_pipelines, membership),
+            why_not=partial(_why_not_here, membership),
+            draining=lambda: active.draining,
+        ),
+        config.state_dir,
     )
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with books.open(), trio.open_nursery() as nursery:
@@ -262,6 +293,7 @@ async def _main(config: Config, identity: Identity) -> None:
             nursery.start_soon(_take_part, membership, router)
             nursery.start_soon(joining.run)
             nursery.start_soon(floods.run)
+            nursery.start_soon(mqtt.run)
             if token is not None and joining.is_due:
                 joining.ask(token)
             host, port = await nursery.start(_serve_http, services, config, DocumentSocket(materialised.find), requests)
@@ -279,6 +311,7 @@ async def _main(config: Config, identity: Identity) -> None:
             with trio.move_on_after(_FAREWELL):
                 await active.wait_idle()
                 await requests.wait_none()
+            await mqtt.stop()
             await own_facts.flush(last=True)
             await node.close_links("shutting down")
             nursery.cancel_scope.cancel()
@@ -289,6 +322,23 @@ async def _take_part(membership: Membership, router: Router) -> None:
     """What only a box of a fleet does for others."""
     replica = await membership.wait_belongs()
     Doorkeeper(replica, membership.identity).offer_methods(router)
+
+
+async def _fleet_name(membership: Membership) -> str:
+    """What the fleet is called that this box belongs to, once it does."""
+    return (await membership.wait_belongs()).genesis.name
+
+
+def _pipelines(membership: Membership) -> Sequence[Wish]:
+    """The sensor pipelines of the fleet document."""
+    return [] if membership.replica is None else read_wishes(membership.replica.governance.settings)
+
+
+def _why_not_here(membership: Membership, wish: Wish) -> str:
+    """Why a pipeline is not this box's, empty where it is."""
+    if membership.replica is None:
+        return "this box belongs to no fleet yet"
+    return why_not(wish.terms, membership.replica.view.box(membership.identity.public_key))
 
 
 async def _serve_http(

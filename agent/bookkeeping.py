@@ -18,6 +18,7 @@ from agent.jobs.audit import AuditTrail
 from agent.jobs.audit_read import AuditReader, wanted
 from agent.jobs.observer import Observer
 from agent.membership import Membership
+from agent.mqtt.gauges import MqttGauges
 from agent.observe.counts import JobCounts
 from agent.observe.metrics import Gauges, Metrics
 from agent.version import VERSION
@@ -62,12 +63,15 @@ class Bookkeeping:
         gate: Gate,
         active: ActiveJobs,
         refused: Mapping[str, int],
+        mqtt: Callable[[], tuple[MqttGauges, Mapping[str, int]]],
     ) -> None:
-        """Take the parts that the metrics are of; `refused` are counters besides the router's."""
+        """Take the parts that the metrics are of; `refused` are counters besides the router's, `mqtt` gives those of
+        that side."""
         router.on_refused = self.observer.turned_away
 
         def look() -> Gauges:
             replica = self._membership.replica
+            mqtt_now, mqtt_events = mqtt()
             return Gauges(
                 version=VERSION,
                 running=active.running,
@@ -83,6 +87,8 @@ class Bookkeeping:
                 audit_waiting=self.trail.waiting,
                 audit_lost=self.trail.lost,
                 audit_taken_together=self.trail.taken_together,
+                mqtt=mqtt_now,
+                mqtt_events=mqtt_events,
             )
 
         self._metrics = Metrics(self.counts, look)

@@ -58,6 +58,7 @@ class AgentServices:
         warnings: Callable[[], Sequence[Warning]],
         books: Bookkeeping,
         orders: ModelOrders,
+        mqtt: Callable[[], Mapping[str, object] | None],
     ) -> None:
         self._config = config
         self._view = view
@@ -67,6 +68,7 @@ class AgentServices:
         self._jobs = jobs
         self._routes = routes
         self._books = books
+        self._mqtt = mqtt
         #: What an operator asks of this box's models; see ModelOrders.
         self.orders = orders
         self._gate = gate
@@ -129,6 +131,18 @@ class AgentServices:
         """
         best = self._view.survey(asked, None).choice.order
         return best[0].offer.hash if best else asked
+
+    def models_shown(self) -> Sequence[Mapping[str, object]]:
+        """Every model that can be asked for, in short, those held here first."""
+        shown = [
+            {
+                "name": listing.name,
+                "here": any(holder.local for holder in listing.holders),
+                "state": next((holder.state for holder in listing.holders if holder.local), listing.holders[0].state),
+            }
+            for listing in self.models()
+        ]
+        return sorted(shown, key=lambda one: not one["here"])
 
     def unload(self, model: str) -> Mapping[str, object]:
         """Free a model's memory until it is asked for again; see EnginePool.unload."""
@@ -197,6 +211,7 @@ class AgentServices:
                 for engine in self._pool.engines()
             ],
             "health": self._health_facts(),
+            "mqtt": self._mqtt(),
             "warnings": [
                 {
                     "code": warning.code,

@@ -15,7 +15,7 @@ import structlog
 import trio
 
 from agent.engine.fair_queue import FairQueue
-from agent.errors import AgentError, BadRequestError, DrainingError, NoCapablePeerError
+from agent.errors import AgentError, BadRequestError, DrainingError, ModelNotFoundError, NoCapablePeerError
 from agent.jobs.job import Emit, Job, JobEvent, Resumed, Routed
 from agent.mqtt import replies
 from agent.mqtt.claiming import Claims
@@ -37,6 +37,9 @@ _DEADLINE_GRACE: Final = 2.0
 _JOB_SECONDS: Final = 5.0
 _NEW_SHARE: Final = 0.2
 _TIDY: Final = 30.0
+#: Seconds after a start in which jobs of before are tried again where no box can run them, and between two tries.
+SETTLE: Final = 30.0
+_SETTLE_LOOK: Final = 1.0
 
 Run = Callable[[Job, Emit], Awaitable[None]]
 What = Literal["result", "error"]
@@ -86,7 +89,6 @@ class JobDesk:
         self._counts = counts
         self._limits = limits
         self._run = run
-        self._default_model = default_model
         self._wall = wall
         self._queue: FairQueue[Work] = FairQueue()
         self._book = Book()
@@ -94,6 +96,7 @@ class JobDesk:
         self._job_seconds = _JOB_SECONDS
         self._nursery: trio.Nursery | None = None
         self._restored: Sequence[JobRow] = ()
+        self._started = 0.0
         self.claims: Final = Claims(topics, client, counts, wall)
         self.claims.on_other = self._say_again
         self._intake = Intake(
@@ -136,6 +139,7 @@ class JobDesk:
         """Run jobs until cancelled; those that are not answered then are run at the next start."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            self._started = trio.current_time()
             try:
                 for row in self._restored:
                     self._replay(row)
@@ -153,7 +157,7 @@ class JobDesk:
             self._journal.drop(row.id)
             return
         self._counts.note("job_replayed")
-        work = Work(row, asked, asked.model or self._default_model() or "", lambda: None)
+        work = Work(row, asked, lambda: None, replayed=True)
         work.stored.set()
         self._begin(work)
 
@@ -228,7 +232,7 @@ class JobDesk:
         row = work.row
         ahead = 0 if work.turn.is_set() else self._queue.ahead(work.client, row.priority)
         eta = (ahead / self._limits.running + 1) * self._job_seconds
-        payload = replies.accepted(row.id, self._name, work.model, ahead, round(eta * 1000))
+        payload = replies.accepted(row.id, self._name, row.model, ahead, round(eta * 1000))
         self._client.send_now(self._topics.job(row.id, "accepted"), payload, qos=1)
 
     async def _worked(self, work: Work) -> bytes:
@@ -248,10 +252,6 @@ class JobDesk:
             await work.turn.wait()
         if limit.cancelled_caught:
             raise _TooLateError(f"it was not its turn within the {row.deadline - row.received:g} s that the job has")
-        if not work.model:
-            work.model = self._default_model() or ""
-            if not work.model:
-                raise NoCapablePeerError("no model is held here or by a box that is connected, and none was asked for")
         work.row = again(row)
         self._journal.began(row.id, work.row.tries)
         with trio.move_on_after(max(0.0, row.deadline - self._wall()) + _DEADLINE_GRACE) as limit:
@@ -263,7 +263,7 @@ class JobDesk:
         began = trio.current_time()
         answer = work.answer = Answer(began)
         left = round((row.deadline - self._wall()) * 1000)
-        job = work.asked.to_run(f"mqtt-{row.id}", work.model, left, row.traceparent)
+        job = work.asked.to_run(f"mqtt-{row.id}", row.model, left, row.traceparent)
 
         async def emit(event: JobEvent) -> None:
             match event:
@@ -282,7 +282,16 @@ class JobDesk:
                 case Finished():
                     answer.finished = event
 
-        await self._run(job, emit)
+        settled = self._started + SETTLE if work.replayed else 0.0
+        while True:
+            try:
+                await self._run(job, emit)
+                break
+            except (NoCapablePeerError, ModelNotFoundError):
+                # A box that has just started may not have heard of the others yet.
+                if answer.routed is not None or trio.current_time() >= settled:
+                    raise
+                await trio.sleep(_SETTLE_LOOK)
         now = trio.current_time()
         self._job_seconds += _NEW_SHARE * (now - began - self._job_seconds)
         result = answer.result(row.id, work.asked.kind, now)

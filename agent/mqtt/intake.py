@@ -165,8 +165,9 @@ class Intake:
             asked.priority,
             now,
             now + seconds,
+            model,
         )
-        self._begin(Work(row, asked, model, message.settle))
+        self._begin(Work(row, asked, message.settle))
 
     def _check_reply(self, message: Incoming) -> None:
         if message.correlation is not None and len(message.correlation) > MAX_CORRELATION:

@@ -41,8 +41,8 @@ log = structlog.get_logger("shoal.mqtt")
 _SCHEMA: Final = """
 create table if not exists jobs (
     id text primary key, fleet_wide int, auto int, fingerprint blob, request blob, reply_to text, correlation blob,
-    traceparent text, client text, priority text, received real, deadline real, tries int, done real, topic text,
-    answer blob
+    traceparent text, client text, priority text, received real, deadline real, model text, tries int, done real,
+    topic text, answer blob
 );
 create table if not exists outbox (
     seq integer primary key, topic text, payload blob, priority text, retain int, correlation blob, user text,
@@ -61,8 +61,11 @@ class JournalError(AgentError):
 
 @dataclass(frozen=True)
 class JobRow:
-    """A job as it was asked for. Times are of the wall clock. `auto` is whether the box chose the id; `tries` how often
-    it was begun; `done` is when it was answered, to `topic` with `answer`, None before."""
+    """A job as it was asked for, and the model that it is to run with. Times are of the wall clock.
+
+    `auto` is whether the box chose the id; `tries` how often it was begun; `done` is when it was answered, to `topic`
+    with `answer`, None before.
+    """
 
     id: str
     fleet_wide: bool
@@ -76,6 +79,7 @@ class JobRow:
     priority: Priority
     received: float
     deadline: float
+    model: str
     tries: int = 0
     done: float | None = None
     topic: str = ""
@@ -110,11 +114,20 @@ class Journal:
         self._next_seq = 1
 
     def open(self) -> Opened:
-        """Read what is there, setting aside what cannot be read. Blocks; raises OSError and sqlite3.Error."""
+        """Read what is there, setting aside what cannot be read. Blocks; raises JournalError."""
+        try:
+            return self._open()
+        except (OSError, sqlite3.Error) as error:
+            text = f"the journal of jobs in {self.folder} cannot be opened: {error}; check the disk, and who owns it"
+            raise JournalError(text) from None
+
+    def _open(self) -> Opened:
         make_private(self.folder)
         path = self.folder / _DATABASE
         try:
             opened = self._read(path)
+        except sqlite3.OperationalError:
+            raise  # the disk, or somebody who has it open: what is in it may be whole
         except sqlite3.DatabaseError:
             self.close()
             aside = path.with_suffix(f".damaged-{int(self._wall())}")
@@ -271,10 +284,10 @@ class Change:
 
 _JOB_COLUMNS: Final = (
     "id, fleet_wide, auto, fingerprint, request, reply_to, correlation, traceparent, client, priority, received,"
-    " deadline, tries, done, topic, answer"
+    " deadline, model, tries, done, topic, answer"
 )
 _ENTRY_COLUMNS: Final = "seq, topic, payload, priority, retain, correlation, user, expires"
-_INSERT_JOB: Final = f"insert or replace into jobs ({_JOB_COLUMNS}) values ({', '.join('?' * 16)})"  # noqa: S608
+_INSERT_JOB: Final = f"insert or replace into jobs ({_JOB_COLUMNS}) values ({', '.join('?' * 17)})"  # noqa: S608
 _INSERT_ENTRY: Final = f"insert into outbox ({_ENTRY_COLUMNS}) values ({', '.join('?' * 8)})"  # noqa: S608
 
 

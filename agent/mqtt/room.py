@@ -17,6 +17,7 @@ from agent.mqtt.client import Broker, MqttClient
 from agent.mqtt.counts import Counts
 from agent.mqtt.credentials import broker_of
 from agent.mqtt.desk import JobDesk, Run
+from agent.mqtt.gauges import MqttGauges
 from agent.mqtt.granted import Granted
 from agent.mqtt.home_assistant import PREFIX, birth_topic, device, discovery_topic
 from agent.mqtt.intake import DeskLimits
@@ -30,6 +31,8 @@ from agent.mqtt.topics import Topics, level_of, node_of
 
 #: Changes of the status that follow one another faster than this are published together (seconds).
 _COALESCE: Final = 1.0
+#: The same for what the fleet document wants.
+_COALESCE_DOCUMENT: Final = 0.2
 
 log = structlog.get_logger("shoal.mqtt")
 
@@ -63,16 +66,6 @@ class Agent:
     draining: Callable[[], bool]
 
 
-@dataclass(frozen=True)
-class Gauges:
-    """What the metrics show of it, as it is now."""
-
-    connected: bool = False
-    running: int = 0
-    waiting: int = 0
-    outbox: int = 0
-
-
 class MqttRoom:
     """The MQTT side of one agent; without a broker in the configuration it does nothing. Belongs to one trio run."""
 
@@ -92,12 +85,17 @@ class MqttRoom:
         self._changed = trio.Event()
         self._wishes_changed = trio.Event()
         self._said: dict[str, bytes] = {}
+        self._leaving = False
 
     # --- for the agent around it -------------------------------------------------------------------------------------
 
     def note_change(self) -> None:
         """Models came or went, or something else of the status changed."""
         self._changed.set()
+        if self._agent.draining() and not self._leaving and self._client is not None:
+            # What comes from now on is for other boxes, or for this one's next start.
+            self._leaving = True
+            self._client.subscriptions_changed()
 
     def note_document(self) -> None:
         """The fleet document changed."""
@@ -105,12 +103,12 @@ class MqttRoom:
         self._changed.set()
 
     @property
-    def gauges(self) -> Gauges:
+    def gauges(self) -> MqttGauges:
         """How much there is of what."""
         client, desk, outbox = self._client, self._desk, self._outbox
         if client is None or desk is None or outbox is None:
-            return Gauges()
-        return Gauges(client.state == "connected", desk.running, desk.waiting, len(outbox))
+            return MqttGauges()
+        return MqttGauges(client.state == "connected", desk.running, desk.waiting, len(outbox))
 
     def facts(self) -> Mapping[str, object] | None:
         """What this box says of it; None where no broker is configured."""
@@ -212,13 +210,10 @@ class MqttRoom:
         before = _filters(meta.get("filters", ""))
 
         def subscriptions(granted: Granted) -> Sequence[Wanted]:
-            wanted = [
-                Wanted(topics.own_request, live=True),
-                Wanted(topics.cancels),
-                Wanted(topics.availabilities),
-                Wanted(topics.leases),
-            ]
-            if self._config.ingress:
+            wanted = [Wanted(topics.cancels), Wanted(topics.availabilities), Wanted(topics.leases)]
+            if not self._leaving:
+                wanted.append(Wanted(topics.own_request, live=True))
+            if self._config.ingress and not self._leaving:
                 shared = granted.shares
                 wanted.append(Wanted(topics.shared_request if shared else topics.fleet_request, live=True))
             if self._config.home_assistant:
@@ -267,6 +262,7 @@ class MqttRoom:
             self._wishes_changed = trio.Event()
             sensors.set(self._agent.wishes(), self._agent.why_not)
             await self._wishes_changed.wait()
+            await trio.sleep(_COALESCE_DOCUMENT)
 
     async def _keep_said(self, client: MqttClient, desk: JobDesk, sensors: Sensors, topics: Topics) -> None:
         """Publish the status and the description for Home Assistant, retained, whenever they are other than before."""

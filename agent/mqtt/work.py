@@ -23,7 +23,6 @@ class Work:
 
     row: JobRow
     asked: Asked
-    model: str
     settle: Callable[[], None]
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     #: The journal has the job; it is its turn; its client was told that it is accepted.
@@ -32,6 +31,8 @@ class Work:
     accepted: trio.Event = field(default_factory=trio.Event)
     #: Whether it is settled that this box runs it.
     ours: bool = False
+    #: Whether it is of an earlier process of this box.
+    replayed: bool = False
     displaced: bool = False
     answer: Answer | None = None
 

@@ -7,7 +7,7 @@ METRICS alone, and docs/metrics.md has the same table.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -16,6 +16,7 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from agent.engine.pool import HeldModel
+from agent.mqtt.gauges import MqttGauges
 from agent.observe.counts import OTHER, Histograms, JobCounts, ModelNames
 
 #: Of the text format 0.0.4.
@@ -63,6 +64,10 @@ METRICS: Final = (
     Metric("shoal_audit_waiting", "gauge", (), "lines of the audit trail that wait for the disk"),
     Metric("shoal_audit_lost_total", "counter", (), "outcomes that could not be written to the audit trail"),
     Metric("shoal_audit_taken_together_total", "counter", (), "refusals told as part of a number"),
+    Metric("shoal_mqtt_connected", "gauge", (), "1 while there is a connection to the MQTT broker"),
+    Metric("shoal_mqtt_jobs", "gauge", ("state",), "jobs that came over MQTT and are not answered"),
+    Metric("shoal_mqtt_outbox", "gauge", (), "messages that the MQTT broker has not acknowledged"),
+    Metric("shoal_mqtt_events_total", "counter", ("event",), "what happened over MQTT"),
 )
 
 
@@ -84,6 +89,8 @@ class Gauges:
     audit_waiting: int
     audit_lost: int
     audit_taken_together: int
+    mqtt: MqttGauges = field(default_factory=MqttGauges)
+    mqtt_events: Mapping[str, int] = field(default_factory=dict)
 
 
 class Metrics:
@@ -139,6 +146,10 @@ class _Page(Collector):
             "shoal_audit_waiting": {(): now.audit_waiting},
             "shoal_audit_lost_total": {(): now.audit_lost},
             "shoal_audit_taken_together_total": {(): now.audit_taken_together},
+            "shoal_mqtt_connected": {(): int(now.mqtt.connected)},
+            "shoal_mqtt_jobs": {("running",): now.mqtt.running, ("waiting",): now.mqtt.waiting},
+            "shoal_mqtt_outbox": {(): now.mqtt.outbox},
+            "shoal_mqtt_events_total": _by_reason(now.mqtt_events),
         }
         histograms = {
             "shoal_queue_wait_seconds": counts.queue,
