@@ -34,6 +34,13 @@ class Forecast:
         before = max(0, self.ahead + self.running + 1 - self.slots)
         return before / self.slots * (self.job_seconds or JOB_SECONDS)
 
+    @property
+    def begins_in(self) -> float:
+        """Seconds until the job would get a slot, at the best: jobs that run are half done."""
+        if self.job_seconds is None:
+            return 0.0
+        return max(0.0, self.wait - self.job_seconds / self.slots / 2)
+
     def done_in(self, request: InferRequest) -> float:
         """Seconds until the job would be done, at the best: an answer may be as short as the last ones were."""
         most = request.sampling.max_tokens or ANSWER_TOKENS
@@ -42,22 +49,32 @@ class Forecast:
 
     @property
     def retry_after(self) -> int:
-        """Seconds after which a job that is refused now may find room: one job will have left by then."""
-        return max(1, math.ceil((self.job_seconds or JOB_SECONDS) / self.slots))
+        """Seconds after which a job that is refused now may find room.
+
+        By then half of the jobs that wait before it have gone, and one in any case: the next place would be anybody's.
+        """
+        return max(1, math.ceil(max(self.wait / 2, (self.job_seconds or JOB_SECONDS) / self.slots)))
 
     def come_back(self, request: InferRequest) -> int:
         """Seconds after which a job that was refused may be taken: there is room then, and it would be in time."""
         late = 0.0 if request.deadline_ms is None else self.done_in(request) - request.deadline_ms / 1000
-        return max(self.retry_after, math.ceil(late))
+        early = 0.0 if request.begin_ms is None else self.begins_in - request.begin_ms / 1000
+        return max(self.retry_after, math.ceil(late), math.ceil(early))
 
     def too_late(self, request: InferRequest) -> str | None:
-        """Why the job cannot be done by its deadline, None where it may be."""
-        if request.deadline_ms is None or (eta := self.done_in(request)) * 1000 <= request.deadline_ms:
-            return None
-        return (
-            f"it would be done in about {eta:.1f} s and has {request.deadline_ms / 1000:g} s left"
-            f" ({self.ahead} jobs wait before it, {self.running} run)"
-        )
+        """Why the job cannot begin, or be done, by the time that it has for that, None where it may.
+
+        Nothing speaks against a wait as long as no job has shown how long jobs take.
+        """
+        others = f"{self.ahead} jobs wait before it, {self.running} run"
+        if request.deadline_ms is not None and (eta := self.done_in(request)) * 1000 > request.deadline_ms:
+            return f"it would be done in about {eta:.1f} s and has {request.deadline_ms / 1000:g} s left ({others})"
+        if request.begin_ms is not None and self.begins_in * 1000 > request.begin_ms:
+            return (
+                f"its turn would come in about {self.wait:.1f} s and it waits for {request.begin_ms / 1000:g} s"
+                f" ({others})"
+            )
+        return None
 
 
 def work_of(request: InferRequest) -> float:

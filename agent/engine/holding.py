@@ -126,6 +126,11 @@ class Holding:
         return self._jobs.queued
 
     @property
+    def retry_after(self) -> int:
+        """Seconds after which a job that is refused now may find room."""
+        return self._jobs.retry_after
+
+    @property
     def slots(self) -> int:
         """Jobs it runs at a time, as loaded or as it was last."""
         return self._jobs.slots

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import trio
 
@@ -23,6 +24,13 @@ def asker_of(request: InferRequest) -> str:
     return request.route[0] if request.route else LOCAL
 
 
+async def comes_in_time(turn: trio.Event, request: InferRequest) -> bool:
+    """Whether a job's turn comes before the time is over that it may wait for it. Cancel-safe."""
+    with trio.move_on_after(math.inf if request.begin_ms is None else request.begin_ms / 1000):
+        await turn.wait()
+    return turn.is_set()
+
+
 class QueuedJob:
     """A job from its admission to its end.
 
@@ -35,7 +43,8 @@ class QueuedJob:
         self.id = id
         self.request = request
         self.asker = asker_of(request)
-        self.began = 0.0
+        self._began = 0.0
+        self._turn = trio.Event()
         self.work = work_of(request)
         #: Set when the child no longer has the job, or never will.
         self.left_child = trio.Event()
@@ -45,6 +54,20 @@ class QueuedJob:
             self.frame = encode(_message(id, request, self.asker))
         except (ProtocolError, UnicodeEncodeError) as error:
             raise BadRequestError(f"the request cannot be run: {error}") from None
+
+    @property
+    def began(self) -> float:
+        """When the child was given it, on trio's clock; 0 before that."""
+        return self._began
+
+    @began.setter
+    def began(self, now: float) -> None:
+        self._began = now
+        self._turn.set()
+
+    async def turn(self) -> bool:
+        """Wait until the child has the job, or it has ended before that; False where the time it may wait is over."""
+        return await comes_in_time(self._turn, self.request)
 
     def put(self, event: Started | Delta | Embedded) -> bool:
         """Take an event from the child; False when it sent more than the job may have."""
@@ -59,6 +82,7 @@ class QueuedJob:
     def end(self, last: Finished | Failed | AgentError | None) -> None:
         """The child is done with the job, or never comes to it; None when the caller asked for that."""
         self.left_child.set()
+        self._turn.set()
         if isinstance(last, Failed):
             last = _error_of(last)
         try:

@@ -14,19 +14,19 @@ import trio
 from agent.config import EngineConfig, ExternalEngineConfig, ModelConfig
 from agent.engine.external.engines import EngineFact, ExternalEngines
 from agent.engine.external.held import ExternalModel
-from agent.engine.external.workload import ExternalJob
 from agent.engine.holding import Holding
 from agent.engine.identify import HashCache, stamp_of
-from agent.engine.job import Event, QueuedJob
+from agent.engine.job import Event
 from agent.engine.probing import FiguresFile, Quiet
 from agent.engine.protocol import Statistics
 from agent.engine.quarantine import Quarantine
+from agent.engine.relay import relay
 from agent.engine.room import Room
 from agent.engine.shares import Shares
 from agent.engine.shown import HeldModel, shown
 from agent.errors import ModelBusyError, ModelLoadError, ModelNotFoundError, NoLocalModelError
 from fleet.models.reference import is_hash, matches
-from fleet.net.messages import Finished, InferRequest
+from fleet.net.messages import InferRequest
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus  # its stubs, which libp2p brings, shadow trio's own types
@@ -269,21 +269,21 @@ class EnginePool:
     async def generate(self, model_hash: str, request: InferRequest, emit: Callable[[Event], Awaitable[None]]) -> None:
         """Run a job; awaits `emit` with Started, Delta… or Embedded…, Finished, and returns after that.
 
-        Waits in the model's queue and while the model loads. Raises OverloadedError when the queue is full,
-        ModelLoadError when the model cannot be loaded, ContextLengthError and BadRequestError for the request,
-        EngineError when the child or the server fails, NoLocalModelError for another hash, and for a peer's job on a
-        model that is not lent. Cancelling it, or `emit` raising, ends the job in the child, or closes the connection to
-        the server, and frees its slot, at the latest two seconds later.
+        Waits in the model's queue and while the model loads. Raises OverloadedError when the queue is full or the job's
+        turn did not come in the time that it may wait (`begin_ms`), ModelLoadError when the model cannot be loaded,
+        ContextLengthError and BadRequestError for the request, EngineError when the child or the server fails,
+        NoLocalModelError for another hash, and for a peer's job on a model that is not lent. Cancelling it, or `emit`
+        raising, ends the job in the child, or closes the connection to the server, and frees its slot.
         """
         found = self._find(model_hash) if is_hash(model_hash) else None
         if found is None:
             raise NoLocalModelError(f"this box does not hold {model_hash}")
         if isinstance(found, ExternalModel):
             theirs = found.admit(request)
-            await _relay(theirs, partial(found.release, theirs), emit)
+            await relay(found, theirs, partial(found.release, theirs), emit)
         else:
             job = found.admit(request)
-            await _relay(job, partial(found.release, job), emit)
+            await relay(found, job, partial(found.release, job), emit)
 
     def _find(self, model: str) -> Holding | ExternalModel | None:
         """The model that a reference means: this box's own where it has one that works, else a server's."""
@@ -298,20 +298,3 @@ class EnginePool:
             if holding.identity.hash and matches(model, model_hash=holding.identity.hash, name=holding.name):
                 return holding
         return None
-
-
-async def _relay(
-    job: QueuedJob | ExternalJob,
-    release: Callable[[], None],
-    emit: Callable[[Event], Awaitable[None]],
-) -> None:
-    """Hand on the events of a job that has been admitted, until its Finished, and let go of it in any case."""
-    try:
-        while True:
-            event = await job.next()
-            await emit(event)
-            if isinstance(event, Finished):
-                return
-    finally:
-        job.close()
-        release()

@@ -15,7 +15,7 @@ from agent.hours import read_hours
 from agent.jobs.active import ActiveJobs
 from agent.jobs.lending import Lending, Terms
 from agent.jobs.neighbourhood import Generate, Neighbourhood
-from agent.jobs.watch import EngineEvent, hurried, watched
+from agent.jobs.watch import EngineEvent, hurried, patient, time_for_part, watched
 from agent.log import bound_job
 from fleet.errors import MessageError, PeerUnreachableError, RemoteError
 from fleet.net.messages import Delta, Finished, InferRequest, Started, parse
@@ -86,8 +86,9 @@ class Lender:
                 if refusal is not None:
                     raise OverloadedError(f"this box takes no jobs of others now: {refusal}", retry_after=RETRY_AFTER)
                 log.info("job.lent", peer=call.peer_id, model=held.name)
-                limits = hurried(self._timeouts, request)
-                await watched(limits, lambda send: self._generate(held.hash, request, send), relay)
+                limits, asked = hurried(self._timeouts, request), patient(self._timeouts, request)
+                part = time_for_part(self._timeouts, request)
+                await watched(limits, lambda send: self._generate(held.hash, asked, send), relay, part=part)
                 outcome = "ok"
                 return {}
         except (trio.Cancelled, PeerUnreachableError):

@@ -25,7 +25,7 @@ from agent.jobs.failure import Failure
 from agent.jobs.job import Emit, Job, Resumed, Routed, Substituted
 from agent.jobs.neighbourhood import Generate, Neighbourhood, Survey
 from agent.jobs.vectors import VectorCheck
-from agent.jobs.watch import EngineEmit, EngineEvent, hurried, watched
+from agent.jobs.watch import EngineEmit, EngineEvent, hurried, patient, time_for_part, watched
 from agent.log import bound_job
 from agent.routing.chooser import Chooser
 from agent.routing.decide import Decision, Verdict
@@ -265,10 +265,11 @@ class JobRunner:
     async def _ask(self, target: _Target, request: InferRequest, relay: EngineEmit) -> None:
         """Run the request on a box, this one or a peer, within the job's deadlines."""
         limits, peer = hurried(self._timeouts, request), target.peer_id
+        asked, part = patient(self._timeouts, request), time_for_part(self._timeouts, request)
         if peer == self._fleet.peer_id:
-            await watched(limits, lambda send: self._generate(request.model, request, send), relay)
+            await watched(limits, lambda send: self._generate(asked.model, asked, send), relay, part=part)
         else:
-            await watched(limits, lambda send: self._fleet.infer(peer, request, send), relay)
+            await watched(limits, lambda send: self._fleet.infer(peer, asked, send), relay, part=part)
 
     async def _announce(self, target: _Target, started: Started, emit: Emit, progress: _Progress) -> None:
         """Tell the client who serves, with the first token: until then another box could still take over."""

@@ -180,7 +180,8 @@ class InferRequest(_Wire):
     tokens become one: as the model was made for (empty), their mean, the first one's or the last one's.
 
     `priority` is how urgent the job is among those that wait with it; `deadline_ms` how long the asking box waits for
-    the end of the answer, from when it sends the job: a box that cannot make that refuses at once.
+    the end of the answer, from when it sends the job: a box that cannot make that refuses at once. `begin_ms` is how
+    long the job may wait for its turn; a box that does not know it keeps to its own limit.
     """
 
     v: Literal[1, 2] = 1
@@ -202,6 +203,7 @@ class InferRequest(_Wire):
     route: Annotated[tuple[PeerIdText, ...], FailFast()] = Field(default=(), max_length=MAX_ROUTE)
     priority: Priority = "normal"
     deadline_ms: int | None = Field(default=None, ge=1, le=86_400_000)
+    begin_ms: int | None = Field(default=None, ge=1, le=86_400_000)
     traceparent: str | None = Field(default=None, max_length=64)
 
     @model_validator(mode="after")

@@ -167,6 +167,31 @@ def test_each_part_has_the_time_of_a_first_token_and_no_more() -> None:
     assert result.events == []
 
 
+def test_long_texts_have_more_time_once_the_box_has_begun_and_not_before() -> None:
+    def at(began: float) -> Script:
+        async def script(request: InferRequest, emit: EngineEmit) -> None:
+            await trio.sleep(began)
+            await emit(Started(model="m", hash=HASH, prompt_tokens=0))
+            await trio.sleep(19.0)  # four times the first token's time, less a little
+            await emit(part(0, 0))
+            last = Finished(reason="stop", prompt_tokens=1, completion_tokens=0, prefill_ms=3.0, decode_ms=0.0)
+            await emit(last)
+
+        return script
+
+    timeouts = TimeoutsConfig(first_token=5)
+
+    def story(script: Script, size: int) -> Result:
+        request = vectors_job().request.model_copy(update={"texts": ("x" * size,)})
+        return run(Fleet({}, local=script), Job(request), timeouts)
+
+    assert data_of(story(at(4.0), 3 * 4096)) == part(0, 0).data
+    short = story(at(4.0), 1024)
+    assert isinstance(short.error, DeadlineError)
+    assert "send fewer texts" in short.error.message
+    assert isinstance(story(at(6.0), 3 * 4096).error, DeadlineError)
+
+
 def test_a_client_that_leaves_cancels_the_box_that_works() -> None:
     ended = []
 

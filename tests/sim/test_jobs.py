@@ -599,6 +599,19 @@ def test_b40_overloaded_everywhere_is_429_with_the_wait_for_the_first_that_has_r
     assert result.error.retry_after == 4
 
 
+def test_b40_a_box_is_told_how_long_a_job_may_wait_and_one_that_is_only_busy_gives_way_to_the_next() -> None:
+    async def busy(request: InferRequest, emit: EngineEmit) -> None:
+        assert request.begin_ms == 25_000, "before who asked gives up on the box, after 30 s"
+        await trio.sleep(request.begin_ms / 1000)
+        raise RemoteError("overloaded", "its turn did not come", details={"retry_after": 9})
+
+    result = run(Fleet({"p": busy, "q": serve(["x"])}))
+    assert (result.text, result.seconds) == ("x", pytest.approx(25.1, abs=0.1))
+    alone = run(Fleet({"p": busy}))
+    assert isinstance(alone.error, OverloadedError)
+    assert (alone.error.retry_after, alone.error.retryable) == (9, True)
+
+
 LATE = "too little time for m: it would be done in about 4.2 s and has 0.3 s left (2 jobs wait before it, 1 run)"
 
 

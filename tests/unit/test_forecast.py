@@ -8,11 +8,12 @@ from agent.engine.forecast import ANSWER_TOKENS, JOB_SECONDS, Forecast, work_of
 from fleet.net.messages import ChatMessage, InferRequest, Sampling
 
 
-def request(deadline_ms: int | None = None, max_tokens: int | None = 10) -> InferRequest:
+def request(deadline_ms: int | None = None, max_tokens: int | None = 10, begin_ms: int | None = None) -> InferRequest:
     sampling = Sampling(max_tokens=max_tokens)
     return InferRequest(
-        job="j", kind="completion", model="m", prompt="x" * 40, sampling=sampling, deadline_ms=deadline_ms
-    )
+        job="j", kind="completion", model="m", prompt="x" * 40, sampling=sampling, deadline_ms=deadline_ms,
+        begin_ms=begin_ms,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -37,8 +38,24 @@ def test_a_job_that_cannot_be_in_time_is_told_how_long_it_would_take() -> None:
     assert busy.too_late(request(deadline_ms=12_000)) is None
     words = busy.too_late(request(deadline_ms=11_999))
     assert busy.come_back(request(deadline_ms=2_000)) == 10
-    assert busy.come_back(request(deadline_ms=None)) == busy.retry_after == 4
+    assert busy.come_back(request(deadline_ms=None)) == busy.retry_after == 6
     assert words == "it would be done in about 12.0 s and has 11.999 s left (2 jobs wait before it, 1 run)"
+
+
+def test_b40_a_job_whose_turn_comes_too_late_is_told_when_it_would() -> None:
+    busy = Forecast(2, 1, 1, 4.0, None)
+    assert busy.wait == 12.0
+    assert busy.too_late(request(begin_ms=10_000)) is None, "the job that runs may be half done"
+    words = busy.too_late(request(begin_ms=9_999))
+    assert words == "its turn would come in about 12.0 s and it waits for 9.999 s (2 jobs wait before it, 1 run)"
+    assert busy.come_back(request(begin_ms=1_000)) == 9, "by then it would begin in time"
+    assert Forecast(200, 1, 1, None, None).too_late(request(begin_ms=1)) is None, "nobody knows how long jobs take"
+    assert Forecast(0, 0, 1, 3600.0, None).too_late(request(begin_ms=1)) is None, "a slot is free"
+
+
+@pytest.mark.parametrize(("ahead", "after"), [(0, 5), (2, 8), (20, 53)])
+def test_who_is_refused_comes_back_when_half_of_those_before_it_have_gone(ahead: int, after: int) -> None:
+    assert Forecast(ahead, 2, 2, 10.0, None).retry_after == after
 
 
 @pytest.mark.parametrize(("seconds", "slots", "after"), [(None, 1, 5), (0.1, 4, 1), (9.0, 2, 5), (60.0, 4, 15)])

@@ -50,6 +50,11 @@ class ExternalModel:
         return self.engine.lend
 
     @property
+    def retry_after(self) -> int:
+        """Seconds after which a job that is refused now may find room."""
+        return self.engine.workload.retry_after
+
+    @property
     def slots(self) -> int:
         """Jobs at a time, of all models of the server together."""
         return self.engine.slots

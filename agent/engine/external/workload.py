@@ -9,7 +9,7 @@ import trio
 
 from agent.engine.fair_queue import LOCAL, FairQueue, refusal
 from agent.engine.forecast import Forecast, work_of
-from agent.engine.job import Event, asker_of
+from agent.engine.job import Event, asker_of, comes_in_time
 from agent.engine.rates import MovingRate
 from agent.engine.shares import Shares
 from agent.errors import AgentError, DrainingError, EngineError, OverloadedError
@@ -33,8 +33,14 @@ class ExternalJob:
         self.scope = trio.CancelScope()
         #: Seconds for which the caller kept the server waiting.
         self.held_up = 0.0
+        #: Set when the server is given the job, or never will be.
+        self.begun = trio.Event()
         self._error: AgentError | None = None
         self._send, self._receive = trio.open_memory_channel[Event](_BUFFER)
+
+    async def turn(self) -> bool:
+        """Wait until the server has the job, or it has ended before that; False where the time it may wait is over."""
+        return await comes_in_time(self.begun, self.request)
 
     async def put(self, event: Event) -> None:
         """Hand an event to the caller; waits while he is slow. Cancel-safe."""
@@ -48,6 +54,7 @@ class ExternalJob:
     def end(self, error: AgentError | None) -> None:
         """There are no more events; `error` is what the caller gets after those that he has not yet taken."""
         self._error = self._error or error
+        self.begun.set()
         self._send.close()
 
     async def next(self) -> Event:
@@ -85,6 +92,11 @@ class Workload:
     def running(self) -> int:
         """Jobs that the server has."""
         return len(self._running)
+
+    @property
+    def retry_after(self) -> int:
+        """Seconds after which a job that is refused now may find room."""
+        return Forecast(len(self._waiting), self.running, self.slots, self._seconds.value, None).retry_after
 
     def start(self, nursery: trio.Nursery) -> None:
         """Jobs run in this nursery from now on."""
@@ -142,6 +154,7 @@ class Workload:
             job.model.queued -= 1
             job.model.running += 1
             self._running.append(job)
+            job.begun.set()
             self._nursery.start_soon(self._run, job)
 
     def end_waiting(self, error: AgentError) -> None:
