@@ -38,6 +38,7 @@ _COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "models": ("agent.cli.models", "models", "List, add, place, fetch, check and delete models."),
     "placements": ("agent.cli.placements", "placements", "Say where models are to be, whether they are, and why."),
     "transfers": ("agent.cli.transfers", "transfers", "List the models that move now."),
+    "pipelines": ("agent.cli.pipelines", "pipelines", "List sensor pipelines; try one on recorded messages."),
     "explain": ("agent.cli.explain", "explain", "Say why a job ran where it ran."),
     "leaderboard": ("agent.cli.leaderboard", "leaderboard", "List who did how much for the other boxes."),
     "audit": ("agent.cli.audit", "audit", "List what became of every job."),

@@ -101,7 +101,7 @@ class Params(_Strict):
 class Request(_Strict):
     """A request as JSON."""
 
-    v: Literal[1]
+    v: int = Field(ge=1, le=1)
     job: str | None = None
     kind: Literal["chat", "completion", "embedding"] = "chat"
     model: ModelWish | Annotated[str, StringConstraints(min_length=1, max_length=MAX_MODEL_NAME)] = ModelWish()

@@ -1,0 +1,151 @@
+"""What waits for the broker, and who has which job: bounded, in order, and decided alike on every box."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.mqtt.journal import FOLDER, JobRow, Journal
+from agent.mqtt.leases import MAX_LEASE, Claim, Leases, claim_payload, read_claim
+from agent.mqtt.outbox import RANKS, Entry, Outbox
+
+PRIORITIES = st.lists(st.sampled_from(RANKS), max_size=30)
+
+
+@given(PRIORITIES, st.integers(1, 10))
+def test_what_is_over_the_bound_goes_oldest_bulk_first(priorities: list[str], most: int) -> None:
+    box, dropped = Outbox(most), []
+    for number, priority in enumerate(priorities):
+        dropped += box.add(Entry(f"t{number}", b"x", priority))  # type: ignore[arg-type]
+    kept = []
+    while (entry := box.next()) is not None:
+        kept.append(entry)
+    numbers = [int(entry.topic[1:]) for entry in kept]
+    assert numbers == sorted(numbers)
+    assert len(kept) + len(dropped) == len(priorities)
+    # Of those that are left none is worse than one that went, and of the same class none is older.
+    for gone in dropped:
+        for left in kept:
+            worse = (RANKS.index(left.priority), -int(left.topic[1:])) > (
+                RANKS.index(gone.priority),
+                -int(gone.topic[1:]),
+            )
+            assert not worse or int(left.topic[1:]) > int(gone.topic[1:])
+    assert len(kept) == min(most, len(priorities))
+
+
+def test_bytes_are_bounded_too_and_what_is_on_its_way_is_not_dropped() -> None:
+    box = Outbox(100, 3000)
+    first = Entry("a", b"x" * 1000, "bulk")
+    assert not box.add(first)
+    assert box.next() is first
+    assert box.on_the_way == 1
+    assert [one.topic for one in box.add(Entry("b", b"x" * 3000, "interactive"))] == ["b"]
+    box.forget_sending()
+    assert box.next() is first
+    box.put_back(first)
+    assert box.next() is first
+    assert box.remove(first)
+    assert not box.remove(first)
+    assert len(box) == 0
+
+
+def test_what_expires_is_found_while_it_waits() -> None:
+    box = Outbox()
+    old, young, sent = Entry("a", b"", expires=5.0), Entry("b", b"", expires=9.0), Entry("c", b"", expires=1.0)
+    for entry in (sent, old, young):
+        box.add(entry)
+    box.next()
+    assert list(box.expired(6.0)) == [old]
+
+
+A, B = "a" * 16, "b" * 16
+
+
+def test_the_first_claim_counts_until_it_ends() -> None:
+    leases = Leases()
+    leases.heard("j", Claim(A, 100.0))
+    leases.heard("j", Claim(B, 200.0))
+    leases.heard("j", Claim(A, 150.0))
+    assert leases.holder("j", 120.0) == A
+    assert leases.holder("j", 160.0) == B
+    leases.taken_back("j", A)
+    assert leases.holder("j", 0.0) == B
+    leases.forget_old(300.0)
+    assert leases.holder("j", 0.0) is None
+
+
+def test_what_a_box_claimed_that_has_gone_is_free_also_when_it_is_back() -> None:
+    leases = Leases()
+    leases.heard("j", Claim(A, 100.0))
+    leases.available(A, False)
+    leases.available(A, True)
+    assert leases.holder("j", 0.0) is None
+    leases.heard("j", Claim(B, 100.0))
+    leases.heard("j", Claim(A, 100.0))
+    assert leases.holder("j", 0.0) == B
+
+
+def test_a_claim_is_read_strictly_and_lasts_a_day_at_most() -> None:
+    assert read_claim(A, "j", claim_payload("j", 50.0), 0.0) == Claim(A, 50.0)
+    assert read_claim(A, "j", claim_payload("j", 1e12), 5.0) == Claim(A, 5.0 + MAX_LEASE)
+    for payload in (
+        b"",
+        b"x",
+        b"[]",
+        b'{"job":"k","until":5}',
+        b'{"job":"j","until":true}',
+        b'{"job":"j"}',
+        b" " * 2000,
+    ):
+        assert read_claim(A, "j", payload, 0.0) is None
+
+
+def row(job: str, **more: object) -> JobRow:
+    fields: dict[str, object] = {
+        "id": job, "fleet_wide": True, "auto": False, "fingerprint": b"f", "request": b"hello?", "reply_to": "r/1",
+        "correlation": b"\0\1", "traceparent": None, "client": "", "priority": "normal", "received": 1.0,
+        "deadline": 9e9, "model": "smol", **more,
+    }  # fmt: skip
+    return JobRow(**fields)  # type: ignore[arg-type]
+
+
+async def write(journal: Journal, *jobs: JobRow, answer: Entry | None = None, drop: str = "") -> None:
+    """Write jobs, the answer to the first of them, and drop one."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(journal.run)
+        for job in jobs:
+            await journal.written(journal.take(job))
+        if answer is not None:
+            await journal.finish(jobs[0].id, answer)
+        if drop:
+            journal.drop(drop)
+        nursery.cancel_scope.cancel()
+    journal.close()
+
+
+def test_the_journal_gives_back_what_was_written_also_what_waited_at_the_end(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, lambda: 7.0)
+    journal.open()
+    answer = Entry("r/1", b"{}", "interactive", correlation=b"\0", user=(("job", "a"),), expires=99.0)
+    trio.run(lambda: write(journal, row("a"), row("b"), row("c"), answer=answer, drop="c"))
+    assert (tmp_path / FOLDER).stat().st_mode & 0o077 == 0
+    opened = Journal(tmp_path).open()
+    assert [job.id for job in opened.jobs] == ["a", "b"]
+    assert opened.jobs[1] == row("b")
+    assert (opened.jobs[0].done, opened.jobs[0].topic, opened.jobs[0].answer) == (7.0, "r/1", b"{}")
+    assert opened.outbox == [answer]
+    assert opened.next_seq == 2
+
+
+def test_a_journal_that_cannot_be_read_is_set_aside(tmp_path: Path) -> None:
+    folder = tmp_path / FOLDER
+    folder.mkdir()
+    (folder / "journal.db").write_bytes(b"SQLite format 3\0" + b"garbage" * 1000)
+    opened = Journal(tmp_path).open()
+    assert opened.jobs == []
+    assert opened.set_aside is not None
+    assert opened.set_aside.exists()

@@ -1,0 +1,141 @@
+"""Bytes of a broker: packets are cut to their limits, and no bytes at all make a session do anything but end."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.mqtt.granted import KEEP_ALIVE, WINDOW, granted
+from agent.mqtt.messages import Incoming, Options, SessionError
+from agent.mqtt.session import Session
+from agent.mqtt.wire import Bounds, Pipe, WireError
+
+
+def packet(first: int, body: bytes) -> bytes:
+    length, digits = len(body), bytearray()
+    while True:
+        length, low = divmod(length, 128)
+        digits.append(low | (0x80 if length else 0))
+        if not length:
+            return bytes([first]) + bytes(digits) + body
+
+
+@given(st.lists(st.tuples(st.sampled_from([0x20, 0x30, 0x32, 0x90, 0xD0]), st.binary(max_size=300))), st.data())
+def test_packets_within_their_limits_pass_unchanged_however_they_are_cut(
+    packets: list[tuple[int, bytes]], data: st.DataObject
+) -> None:
+    whole = b"".join(packet(first, body) for first, body in packets)
+    bounds, out, at = Bounds(300, 300), bytearray(), 0
+    while at < len(whole):
+        step = data.draw(st.integers(1, 50))
+        out += bounds.take(whole[at : at + step])
+        at += step
+    assert out == whole
+
+
+@given(st.integers(301, 5000), st.integers(1, 700))
+def test_a_message_that_is_too_long_is_cut_and_what_follows_is_whole(size: int, step: int) -> None:
+    whole = packet(0x30, b"x" * size) + packet(0xD0, b"")
+    bounds, out = Bounds(300, 10), bytearray()
+    for at in range(0, len(whole), step):
+        out += bounds.take(whole[at : at + step])
+    assert out == packet(0x30, b"x" * 300) + packet(0xD0, b"")
+
+
+@pytest.mark.parametrize("data", [packet(0x20, b"x" * 11), b"\x30\xff\xff\xff\xff\x01"])
+def test_a_packet_past_its_limit_ends_the_connection(data: bytes) -> None:
+    with pytest.raises(WireError):
+        Bounds(300, 10).take(data)
+
+
+def test_a_pipe_gives_what_was_fed_and_blocks_nobody() -> None:
+    pipe = Pipe()
+    with pytest.raises(BlockingIOError):
+        pipe.recv(1)
+    pipe.feed(packet(0xD0, b"") * 2)
+    assert (pipe.recv(3), pipe.waiting, pipe.recv(9)) == (b"\xd0\x00\xd0", 1, b"\x00")
+    assert pipe.send(b"abc") == 3
+    assert bytes(pipe.out) == b"abc"
+
+
+class Said:
+    ReceiveMaximum = 0
+    MaximumPacketSize = 1
+    MaximumQoS = 2
+    RetainAvailable = 0
+    SharedSubscriptionAvailable = 0
+    ServerKeepAlive = 0
+
+
+def test_a_broker_cannot_talk_a_box_into_uselessness() -> None:
+    found = granted(5, True, Said())
+    assert (found.window, found.most_packet, found.most_qos, found.keep_alive) == (1, 1024, 1, KEEP_ALIVE)
+    assert not found.retains
+    assert not found.shares
+    plain = granted(5, False, object())
+    assert (plain.window, plain.retains, plain.shares) == (WINDOW, True, True)
+
+
+#: CONNACK of MQTT 5 without properties, and a PUBLISH of the topic "t" with the payload "hi".
+CONNACK = packet(0x20, b"\x00\x00\x00")
+PUBLISH = packet(0x32, b"\x00\x01t\x00\x07\x00hi")
+
+
+def session_that_reads(data: bytes, version: int = 5) -> tuple[list[Incoming], str]:
+    """What a session makes of a broker that sends these bytes and goes: the messages, and how it ended."""
+    found: list[Incoming] = []
+
+    async def main() -> str:
+        ours, theirs = trio.testing.memory_stream_pair()
+        session = Session(ours, Options("id", "w", version), found.append)
+        async with trio.open_nursery() as nursery:
+
+            async def broker() -> None:
+                await theirs.receive_some()
+                await theirs.send_all(data)
+                await theirs.send_eof()
+
+            nursery.start_soon(broker)
+            try:
+                await session.run()
+            except SessionError as error:
+                return error.failure
+        return "none"
+
+    return found, trio.run(main)
+
+
+def test_a_session_reads_what_comes_after_the_broker_has_let_it_in() -> None:
+    found, ended = session_that_reads(CONNACK + PUBLISH)
+    assert [(one.topic, one.payload, one.qos) for one in found] == [("t", b"hi", 1)]
+    assert ended == "lost"
+
+
+@pytest.mark.parametrize(
+    ("data", "failure"),
+    [
+        (b"", "version"),
+        (packet(0x20, b"\x00\x01"), "version"),
+        (packet(0x20, b"\x00\x84\x00"), "version"),
+        (packet(0x20, b"\x00\x87\x00"), "denied"),
+        (packet(0x20, b"\x00\x9a\x00"), "no_retain"),
+        (packet(0x20, b"\x00\x97\x00"), "refused"),
+        (packet(0x20, b"x" * 100_000), "version"),
+        (CONNACK + packet(0xE0, b"\x8b\x00"), "lost"),
+    ],
+)
+def test_how_a_connection_ends_says_what_to_try_next(data: bytes, failure: str) -> None:
+    assert session_that_reads(data)[1] == failure
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.booleans(),
+    st.lists(st.one_of(st.binary(max_size=60), st.builds(packet, st.integers(0, 255), st.binary(max_size=60)))),
+)
+def test_no_bytes_of_a_broker_do_anything_but_end_the_session(let_in: bool, pieces: list[bytes]) -> None:
+    _, ended = session_that_reads((CONNACK if let_in else b"") + b"".join(pieces))
+    assert ended in ("lost", "version", "denied", "no_retain", "refused")
