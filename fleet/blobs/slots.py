@@ -1,7 +1,7 @@
 """Who is sent blocks now: a few upload slots that go round among those who want something. Pure.
 
 A box sends to a few at a time, so that each gets blocks fast enough to pass them on. A slot is held for one turn, some
-blocks long, and then goes to whoever has had the least so far: near peers get more than far ones, everybody gets some.
+blocks long, and then goes to one that has had little so far: near peers get more than far ones, everybody gets some.
 What a peer gives in return does not matter, since boxes of a fleet have one owner.
 
 Source: P. Goyal et al., "Start-time Fair Queueing" (1996), for how what each has had is counted.
@@ -29,6 +29,8 @@ IDLE_SECONDS: Final = 2.0
 FAR: Final = 2.0
 #: Seconds between looks at whose turn has to end.
 LOOK: Final = 0.25
+#: Blocks that one may have had more than another and still come first.
+LEEWAY: Final = 4.0
 #: How much of a new measurement goes into what a block usually takes, and how many times that it counts at most.
 _NEW: Final = 0.1
 _WORST: Final = 4.0
@@ -178,9 +180,15 @@ class Slots:
         return len(self._waiting)
 
     def _next(self) -> str | None:
-        """Who of those that wait has had the least; whoever is still being sent the end of a turn stands back."""
+        """Of those that have had least, but for LEEWAY, who came last: whoever came first has found another source by
+        now more often than not, and gives the turn back. Whoever is still being sent the end of a turn stands back.
+        """
         waiting = [one for one in self._waiting if one not in self._overtime] if self._overtime else self._waiting
-        return min(waiting, key=self._had.__getitem__, default=None)
+        if not waiting:
+            return None
+        had = self._had
+        most = min([had[one] for one in waiting]) + LEEWAY
+        return next(one for one in reversed(waiting) if had[one] <= most)
 
     def _wait(self, peer: str) -> None:
         self._had[peer] = max(self._had.get(peer, 0.0), self._floor)
@@ -194,8 +202,8 @@ class Slots:
         limit = self._limit()
         for peer, running in list(self._running.items()):
             if running.unsent == 0 and now - running.since >= IDLE_SECONDS:
-                # As if it had been sent one, so that it does not come first again.
-                self._had[peer] += self._cost[peer]
+                # As if it had been sent so many, so that others come before it.
+                self._had[peer] += LEEWAY + self._cost[peer]
                 self._end(peer)
             elif self._waiting and now - running.began >= limit:
                 if running.unsent:

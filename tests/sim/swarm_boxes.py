@@ -62,6 +62,11 @@ class Lane:
     source: Box
     target: Box
     half_rtt: float
+    #: The names of the two, what the one chooses with and what the other shares out with: looked up very often.
+    giver: str = field(init=False)
+    taker: str = field(init=False)
+    picker: Picker = field(init=False)
+    slots: Slots = field(init=False)
     queue: deque[int] = field(default_factory=deque)
     block: int = -1
     left: float = 0.0
@@ -72,6 +77,10 @@ class Lane:
     #: What the target knows: how many blocks it may still ask for, and whether it has asked for a turn.
     credit: int = 0
     wanted: bool = False
+
+    def __post_init__(self) -> None:
+        self.giver, self.slots = self.source.name, self.source.slots
+        self.taker, self.picker = self.target.name, self.target.picker
 
 
 @dataclass(slots=True, eq=False)
@@ -147,9 +156,9 @@ class Swarm:
 
     def run(self, until: float = float("inf")) -> list[float]:
         """Go on until all are done, nothing happens any more, or until that time."""
-        events = self._events
+        events, pop = self._events, heapq.heappop
         while events and self._left and self.now < until:
-            self.now, _, act, arguments = heapq.heappop(events)
+            self.now, _, act, arguments = pop(events)
             act(*arguments)
         return [box.done if box.done is not None else float("inf") for box in self.boxes[1:]]
 
@@ -161,46 +170,38 @@ class Swarm:
 
     def _look(self, lane: Lane) -> None:
         """Ask for a turn, or for blocks, as far as there is need."""
-        picker = lane.target.picker
-        name = lane.source.name
-        if not lane.credit:
-            if not lane.wanted and picker.wants(name, self.now):
-                lane.wanted = True
-                self._at(lane.half_rtt, self._want, lane)
-            return
-        count, depth = len(picker.asked(name)), picker.depth(name)
-        while lane.credit and count < depth:
-            index = picker.next(name, self.now)
-            if index is None:
-                if not count:
-                    lane.credit = 0
-                    self._at(lane.half_rtt, self._finish, lane)
-                return
-            count += 1
-            lane.credit -= 1
-            self._at(lane.half_rtt, self._ask, lane, index)
-        if not lane.credit and picker.wants(name, self.now):
+        picker, name = lane.picker, lane.giver
+        if lane.credit:
+            count, depth = len(picker.asked(name)), picker.depth(name)
+            while lane.credit and count < depth:
+                index = picker.next(name, self.now)
+                if index is None:
+                    if not count:
+                        lane.credit = 0
+                        self._at(lane.half_rtt, self._finish, lane)
+                    return
+                count += 1
+                lane.credit -= 1
+                self._at(lane.half_rtt, self._ask, lane, index)
+        if not (lane.credit or lane.wanted) and picker.wants(name, self.now):
             lane.wanted = True
             self._at(lane.half_rtt, self._want, lane)
 
     def _granted(self, lane: Lane, blocks: int, revealed: Sequence[int]) -> None:
-        picker = lane.target.picker
         for index in revealed:
-            picker.peer_have(lane.source.name, index)
+            lane.picker.peer_have(lane.giver, index)
         lane.wanted = False
         lane.credit += blocks
         self._look(lane)
 
     def _refused(self, lane: Lane, index: int) -> None:
-        lane.target.picker.failed(lane.source.name, index)
+        lane.picker.failed(lane.giver, index)
         lane.credit = 0
         self._look(lane)
 
     def _arrived(self, lane: Lane, index: int) -> None:
-        box = lane.target
-        picker = box.picker
-        name = lane.source.name
-        if picker.received(name, index, self.now):
+        box, picker = lane.target, lane.picker
+        if picker.received(lane.giver, index, self.now):
             for other in picker.to_cancel(index):
                 loser = box.following[other]
                 self._at(loser.half_rtt, self._cancel, loser, index)
@@ -220,7 +221,7 @@ class Swarm:
         picker = box.picker
         if not picker.enough:
             for lane in box.following.values():
-                if not lane.wanted and not lane.credit and picker.wants(lane.source.name, self.now):
+                if not lane.wanted and not lane.credit and picker.wants(lane.giver, self.now):
                     lane.wanted = True
                     self._at(lane.half_rtt, self._want, lane)
 
@@ -229,30 +230,29 @@ class Swarm:
     def _say(self, box: Box, index: int) -> None:
         name = box.name
         for lane in box.followers.values():
-            target = lane.target
-            if target.done is None:
-                picker = target.picker
-                if picker.peer_have(name, index) and (lane.credit or not (lane.wanted or picker.enough)):
-                    self._look(lane)
+            picker = lane.picker
+            if picker.peer_have(name, index) and (lane.credit or not (lane.wanted or picker.enough)):
+                self._look(lane)
 
     def _want(self, lane: Lane) -> None:
-        lane.source.slots.want(lane.target.name, near=lane.half_rtt == RTT_SITE / 2)
+        lane.slots.want(lane.taker, near=lane.half_rtt == RTT_SITE / 2)
         self._share_out(lane.source)
 
     def _finish(self, lane: Lane) -> None:
-        lane.source.slots.finish(lane.target.name)
-        self._over(lane)
+        lane.slots.finish(lane.taker)
+        if lane.source.seeder is not None:
+            self._over(lane)
         self._share_out(lane.source)
 
     def _over(self, lane: Lane) -> None:
         """A super-seeder wants the next turn on behalf of its follower."""
         seeder = lane.source.seeder
         if seeder is not None and lane.target.done is None:
-            seeder.turn_over(lane.target.name)
-            lane.source.slots.want(lane.target.name, near=lane.half_rtt == RTT_SITE / 2)
+            seeder.turn_over(lane.taker)
+            lane.slots.want(lane.taker, near=lane.half_rtt == RTT_SITE / 2)
 
     def _ask(self, lane: Lane, index: int) -> None:
-        if not lane.source.slots.asked(lane.target.name, self.now):
+        if not lane.slots.asked(lane.taker, self.now):
             self._at(lane.half_rtt, self._refused, lane, index)
             return
         lane.queue.append(index)
@@ -283,18 +283,17 @@ class Swarm:
         if lane.source is self.first:
             self.first_sent += 1
         if seeder is not None:
-            seeder.sent(lane.target.name, index)
+            seeder.sent(lane.taker, index)
             if seeder.done:
                 self._show_all(lane.source)
         self._next(lane)
         self._out(lane)
 
     def _out(self, lane: Lane) -> None:
-        source, name = lane.source, lane.target.name
-        source.slots.sent(name, self.now)
-        if source.seeder is not None and name not in source.slots.holders:
+        lane.slots.sent(lane.taker, self.now)
+        if lane.source.seeder is not None and lane.taker not in lane.slots.holders:
             self._over(lane)
-        self._share_out(source)
+        self._share_out(lane.source)
 
     def _share_out(self, box: Box) -> None:
         for turn in box.slots.grant(self.now):
@@ -315,8 +314,7 @@ class Swarm:
             self._at(lane.half_rtt, self._shown, lane)
 
     def _shown(self, lane: Lane) -> None:
-        picker = lane.target.picker
-        picker.peer_up(lane.source.name, Bitfield.full(self.plan.blocks))
+        lane.picker.peer_up(lane.giver, Bitfield.full(self.plan.blocks))
         self._look(lane)
 
     # --- the links ----------------------------------------------------------------------------------------------------

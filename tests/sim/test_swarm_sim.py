@@ -14,9 +14,9 @@ SMALL = Plan(20, 64, BLOCK / LINK, 1, "1")
 
 def test_a_small_fleet_is_near_the_bound_and_a_seed_repeats_it() -> None:
     result = simulate(SMALL)
-    # What it takes to get going and to end is a fifth of so small a blob.
-    assert result.ratio < 1.25
-    assert result.copies < 1.25
+    # What it takes to get going and to end is a quarter of so small a blob.
+    assert result.ratio < 1.35
+    assert result.copies < 1.35
     assert result.sent < 1.01
     assert simulate(SMALL) == result
 

@@ -11,6 +11,7 @@ from fleet.blobs.slots import (
     FAR,
     FIRST_TURN,
     IDLE_SECONDS,
+    LEEWAY,
     LOOK,
     MAX_SLOTS,
     OVERDUE_SECONDS,
@@ -30,9 +31,9 @@ def use(slots: Slots, turn: Turn, now: float, took: float) -> float:
     return now
 
 
-def test_as_many_turns_as_slots_first_come_first_served() -> None:
+def test_as_many_turns_as_slots_and_of_equals_who_came_last_is_first() -> None:
     slots = Slots(2)
-    for peer in "abc":
+    for peer in "cba":
         slots.want(peer)
     assert slots.grant(0.0) == (Turn("a", FIRST_TURN), Turn("b", FIRST_TURN))
     assert (slots.holders, slots.waiting) == (("a", "b"), 1)
@@ -44,9 +45,8 @@ def test_as_many_turns_as_slots_first_come_first_served() -> None:
 def test_nothing_is_sent_without_a_turn_or_beyond_it() -> None:
     slots = Slots(2, turn=2)
     assert not slots.asked("a", 0.0)
-    slots.want("a")
-    slots.want("b")
-    slots.want("c")
+    for peer in "cba":
+        slots.want(peer)
     slots.grant(0.0)
     assert [slots.asked("a", 0.0) for _ in range(3)] == [True, True, False]
     assert not slots.asked("c", 0.0)
@@ -66,8 +66,8 @@ def test_whoever_wants_more_while_nobody_waits_gets_it_before_it_has_nothing_lef
     slots.want("a")
     assert [one.peer for one in slots.grant(0.0)] == ["a"]
     assert slots.asked("a", 0.0)
-    slots.want("b")
     slots.want("c")
+    slots.want("b")
     slots.want("a")
     assert [one.peer for one in slots.grant(0.0)] == ["b"]
 
@@ -101,7 +101,7 @@ def test_nobody_starves_and_near_ones_get_twice_as_much() -> None:
             had[peer] += 1
             slots.sent(peer, now)
     for group, share in ((near, 300 * 4 / 3), (far, 300 * 2 / 3)):
-        assert all(abs(had[peer] - share) <= 8 for peer in group), had
+        assert all(abs(had[peer] - share) <= 5 * LEEWAY for peer in group), had
     assert FAR == 2.0
 
 
@@ -125,15 +125,15 @@ def test_a_newcomer_and_one_that_was_away_start_level_with_the_others() -> None:
 
     rounds("abc", 100)
     had = rounds("abcd", 40)
-    assert max(had.values()) - min(had.values()) <= 2
+    assert max(had.values()) - min(had.values()) <= LEEWAY + 1
     slots.leave("d")
     had = rounds("abcd", 40)
-    assert max(had.values()) - min(had.values()) <= 2
+    assert max(had.values()) - min(had.values()) <= LEEWAY + 1
 
 
 def test_whoever_asks_for_nothing_loses_the_turn_and_does_not_come_first_again() -> None:
     slots = Slots(2)
-    for peer in ("idle", "b", "c", "d"):
+    for peer in ("d", "c", "b", "idle"):
         slots.want(peer)
     slots.grant(0.0)
     slots.asked("b", 0.0)
@@ -184,7 +184,7 @@ def test_slow_blocks_that_are_usual_end_no_turn() -> None:
 
 def test_whoever_has_nothing_to_ask_for_gives_the_turn_back() -> None:
     slots = Slots(2)
-    for peer in "abc":
+    for peer in "cba":
         slots.want(peer)
     slots.grant(0.0)
     slots.finish("a")
@@ -202,7 +202,7 @@ def test_whoever_has_nothing_to_ask_for_gives_the_turn_back() -> None:
 
 def test_who_left_is_forgotten() -> None:
     slots = Slots(2)
-    for peer in "abcd":
+    for peer in "dcba":
         slots.want(peer)
     slots.grant(0.0)
     slots.asked("a", 0.0)
@@ -217,3 +217,17 @@ def test_who_left_is_forgotten() -> None:
 def test_limits(count: int, turn: int) -> None:
     with pytest.raises(ValueError):
         Slots(count, turn=turn)
+
+
+def test_who_waits_longest_is_not_passed_over_for_long() -> None:
+    slots = Slots(2, turn=1)
+    slots.want("patient")
+    now = 0.0
+    order: list[str] = []
+    for number in range(200):
+        slots.want(f"{number % 10}")
+        for turn in slots.grant(now):
+            order.append(turn.peer)
+            now = use(slots, turn, now, 0.5)
+    # Ten others, each at most a block more than the leeway ahead.
+    assert order.index("patient") <= 10 * (LEEWAY + 1)
