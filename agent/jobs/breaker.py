@@ -2,7 +2,11 @@
 
 A circuit breaker for each pair of peer and model. After FAILURES failures with no success between them it opens, and
 the pair is asked no more for OPEN_FIRST seconds; then one job may try. If that fails too it opens again, twice as
-long, up to OPEN_LONGEST; if it succeeds all is forgotten. A link that comes up anew is a reason to try at once.
+long, up to OPEN_LONGEST; if it succeeds all is forgotten.
+
+A link that comes up anew is a reason to try at once where the peer was never there to answer: it has been restarted, or
+the way to it mended. A peer that answered with errors or lies, or was silent, gains nothing by hanging up, and one that
+hangs up on every job is believed RECONNECTS times.
 """
 
 from __future__ import annotations
@@ -14,6 +18,8 @@ from typing import Final
 FAILURES: Final = 3
 OPEN_FIRST: Final = 10.0
 OPEN_LONGEST: Final = 300.0
+#: Links that came up anew and cut a pause short, with no success after any of them.
+RECONNECTS: Final = 3
 #: Pairs that are remembered; past it, those that failed longest ago are forgotten.
 _REMEMBERED: Final = 4096
 #: Seconds after which an older failure counts no more.
@@ -27,6 +33,9 @@ class _Pair:
     opened: int = 0
     until: float = 0.0
     trial: float | None = None
+    #: Whether any of the failures was the peer's own doing, and how many links that came up have cut a pause short.
+    its_own: bool = False
+    reconnects: int = 0
 
 
 class Breaker:
@@ -54,13 +63,14 @@ class Breaker:
         if pair is not None and pair.opened:
             pair.trial = now
 
-    def failed(self, peer_id: str, model: str, now: float) -> bool:
-        """The peer failed at a job; True where that opened its breaker."""
+    def failed(self, peer_id: str, model: str, now: float, *, gone: bool = False) -> bool:
+        """The peer failed at a job, by being `gone` or by what it did; True where that opened its breaker."""
         key = (peer_id, model)
         pair = self._pairs.setdefault(key, _Pair())
         self._pairs.move_to_end(key)
         if not pair.opened and now - pair.last > _MEMORY:
-            pair.failures = 0
+            pair = self._pairs[key] = _Pair()
+        pair.its_own = pair.its_own or not gone
         pair.failures += 1
         pair.last = now
         was_trial, pair.trial = pair.trial is not None, None
@@ -85,7 +95,8 @@ class Breaker:
             pair.trial = None
 
     def link_up(self, peer_id: str) -> None:
-        """The peer is back: it may be tried at once, and has one chance."""
+        """The peer is back: where it was only gone it may be tried at once, and has one chance."""
         for (peer, _), pair in self._pairs.items():
-            if peer == peer_id and pair.opened:
+            if peer == peer_id and pair.opened and not pair.its_own and pair.reconnects < RECONNECTS:
+                pair.reconnects += 1
                 pair.until, pair.trial = 0.0, None

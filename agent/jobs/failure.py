@@ -30,6 +30,7 @@ from agent.errors import (
     BadRequestError,
     ContextLengthError,
     DeadlineError,
+    DrainingError,
     EngineError,
     LoopDetectedError,
     ModelLoadError,
@@ -37,7 +38,7 @@ from agent.errors import (
     OverloadedError,
     PeerDeniedError,
 )
-from fleet.errors import FleetError, FrameError, RemoteError
+from fleet.errors import FleetError, FrameError, PeerUnreachableError, RemoteError
 from fleet.net.messages import InferRequest, ModelPresence
 
 #: A busy box that asks for more patience than a day (seconds), or would take longer, is not believed.
@@ -71,6 +72,7 @@ class Failure:
     where it says so and that can be. `final` is the error to raise at once, None if others may be asked. `claim` is the
     error to raise if all that were asked claim the same. `needs_context`: the prompt has so many tokens, so boxes whose
     context has no more are not asked. `code` is the error's; a peer may send any text of up to 64 characters as one.
+    `gone`: the box did not do anything wrong, it was not there any more.
     """
 
     reason: str
@@ -81,6 +83,7 @@ class Failure:
     claim: AgentError | None = None
     needs_context: int | None = None
     code: str = ""
+    gone: bool = False
 
     @property
     def of_the_box(self) -> bool:
@@ -92,7 +95,8 @@ class Failure:
 def of_peer(error: FleetError, request: InferRequest, held: ModelPresence | None) -> Failure:
     """Classify what asking a peer for `request` raised; `held` is its holding of the model as it advertised it."""
     code = error.remote_code if isinstance(error, RemoteError) else error.code
-    return replace(_of_peer(error, request, held), code=code)
+    gone = isinstance(error, PeerUnreachableError) or code == DrainingError.code
+    return replace(_of_peer(error, request, held), code=code, gone=gone)
 
 
 def _of_peer(error: FleetError, request: InferRequest, held: ModelPresence | None) -> Failure:

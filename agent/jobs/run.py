@@ -180,7 +180,7 @@ class JobRunner:
                 self.breaker.done(peer, held.hash)
             elif not failed.of_the_box:
                 self.breaker.let_go(peer, held.hash)
-            elif self.breaker.failed(peer, held.hash, trio.current_time()):
+            elif self.breaker.failed(peer, held.hash, trio.current_time(), gone=failed.gone):
                 log.warning("job.box_left_alone", box=target.name, model=held.name, reason=failed.reason)
         return failed
 

@@ -324,7 +324,7 @@ class Fleet:
                 wait = min(wait, float(error.after))
                 box.breaker.let_go(target.name, MODEL)
             except FailedError:
-                box.breaker.failed(target.name, MODEL, trio.current_time())
+                box.breaker.failed(target.name, MODEL, trio.current_time(), gone=True)
             else:
                 box.breaker.done(target.name, MODEL)
                 return None

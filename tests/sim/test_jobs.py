@@ -26,14 +26,15 @@ from agent.errors import (
     RefusedByPeersError,
 )
 from agent.jobs.active import ActiveJobs
+from agent.jobs.answer import BadAnswerError
 from agent.jobs.job import Job, JobEvent, Resumed, Routed
 from agent.jobs.neighbourhood import Survey
 from agent.jobs.run import JobRunner
 from agent.jobs.watch import EngineEmit
 from agent.routing.decide import LocalState, PeerState, Policy
 from agent.routing.offers import Names, Offers
+from fleet.errors import CallTimeoutError, RemoteError
 from fleet.errors import PeerUnreachableError as LinkBrokenError
-from fleet.errors import RemoteError
 from fleet.models.substitution import Substitution
 from fleet.net.messages import ChatMessage, Delta, Finished, InferRequest, ModelPresence, Sampling, Started
 
@@ -670,8 +671,20 @@ def test_jobs_that_run_when_the_time_to_drain_is_over_end_with_an_error_of_their
     assert active.running == 0
 
 
-def test_a_peer_that_keeps_failing_is_left_alone_until_one_job_may_try_it_again() -> None:
-    fleet = Fleet({"p": fail(ENGINE_FAILED), "q": serve(["x"])})
+@pytest.mark.parametrize(
+    ("error", "at_once"),
+    [
+        (LinkBrokenError("it was killed"), True),
+        (RemoteError("draining", "the box restarts", retryable=True), True),
+        (ENGINE_FAILED, False),
+        (BadAnswerError("it started another model"), False),
+        (CallTimeoutError("it sent nothing"), False),
+    ],
+)
+def test_b24_a_peer_that_keeps_failing_is_left_alone_and_tried_when_it_is_back_if_it_was_only_gone(
+    error: Exception, at_once: bool
+) -> None:
+    fleet = Fleet({"p": fail(error), "q": serve(["x"])})
 
     async def main() -> None:
         runner = JobRunner(fleet, fleet.generate, ActiveJobs(), TimeoutsConfig())
@@ -692,7 +705,9 @@ def test_a_peer_that_keeps_failing_is_left_alone_until_one_job_may_try_it_again(
         assert [await asked_p() for _ in range(2)] == [True, False]
         fleet.peers["p"] = serve(["y"])
         runner.breaker.link_up("p")
-        assert [await asked_p() for _ in range(5)] == [True] * 5
+        assert [await asked_p() for _ in range(3)] == [at_once] * 3
+        await trio.sleep(20)
+        assert [await asked_p() for _ in range(3)] == [True] * 3
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
 

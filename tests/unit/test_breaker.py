@@ -5,14 +5,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.jobs.breaker import FAILURES, OPEN_FIRST, OPEN_LONGEST, Breaker
+from agent.jobs.breaker import FAILURES, OPEN_FIRST, OPEN_LONGEST, RECONNECTS, Breaker
 
 PEER, MODEL = "12D3a", "sha256:aa"
 
 
-def broken(now: float = 0.0) -> Breaker:
+def broken(now: float = 0.0, *, gone: bool = False) -> Breaker:
     breaker = Breaker()
-    opened = [breaker.failed(PEER, MODEL, now) for _ in range(FAILURES)]
+    opened = [breaker.failed(PEER, MODEL, now, gone=gone) for _ in range(FAILURES)]
     assert opened == [False, False, True]
     return breaker
 
@@ -78,12 +78,42 @@ def test_jobs_that_were_under_way_when_it_opened_do_not_make_it_longer() -> None
 
 
 def test_b24_a_peer_that_is_back_is_tried_at_once_and_has_one_chance() -> None:
-    breaker = broken()
+    breaker = broken(gone=True)
     breaker.link_up(PEER)
     assert breaker.refusal(PEER, MODEL, 1.0) is None
     breaker.asked(PEER, MODEL, 1.0)
     assert breaker.failed(PEER, MODEL, 1.0)
     assert breaker.refusal(PEER, MODEL, 2.0) is not None
+
+
+def test_a_peer_that_answered_with_failures_or_lies_gains_nothing_by_hanging_up() -> None:
+    breaker = broken()
+    breaker.link_up(PEER)
+    assert breaker.refusal(PEER, MODEL, OPEN_FIRST - 1) is not None
+    assert breaker.refusal(PEER, MODEL, OPEN_FIRST) is None
+    mixed = Breaker()
+    assert [mixed.failed(PEER, MODEL, 0.0, gone=gone) for gone in (False, True, True)] == [False, False, True]
+    mixed.link_up(PEER)
+    assert mixed.refusal(PEER, MODEL, 1.0) is not None
+    mixed.asked(PEER, MODEL, OPEN_FIRST)
+    mixed.done(PEER, MODEL)
+    for _ in range(FAILURES):
+        mixed.failed(PEER, MODEL, OPEN_FIRST, gone=True)
+    mixed.link_up(PEER)
+    assert mixed.refusal(PEER, MODEL, OPEN_FIRST) is None, "a success has forgiven what it did before"
+
+
+def test_a_peer_that_hangs_up_on_every_job_is_believed_so_often_and_no_more() -> None:
+    breaker = broken(gone=True)
+    tried = 0
+    for _ in range(20):
+        breaker.link_up(PEER)
+        if breaker.refusal(PEER, MODEL, 1.0) is None:
+            tried += 1
+            breaker.asked(PEER, MODEL, 1.0)
+            breaker.failed(PEER, MODEL, 1.0, gone=True)
+    assert tried == RECONNECTS
+    assert breaker.refusal(PEER, MODEL, 1.0 + OPEN_FIRST * 2**RECONNECTS) is None, "in its time it may try again"
 
 
 def test_what_is_remembered_is_bounded() -> None:
@@ -94,7 +124,9 @@ def test_what_is_remembered_is_bounded() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from(["asked", "failed", "done", "let_go", "up"]), st.floats(0, 100)), max_size=60)
+    st.lists(
+        st.tuples(st.sampled_from(["asked", "failed", "gone", "done", "let_go", "up"]), st.floats(0, 100)), max_size=60
+    )
 )
 def test_whatever_happens_a_peer_can_be_tried_again(events: list[tuple[str, float]]) -> None:
     breaker, now = Breaker(), 0.0
@@ -105,6 +137,8 @@ def test_whatever_happens_a_peer_can_be_tried_again(events: list[tuple[str, floa
                 breaker.asked(PEER, MODEL, now)
             case "failed":
                 breaker.failed(PEER, MODEL, now)
+            case "gone":
+                breaker.failed(PEER, MODEL, now, gone=True)
             case "done":
                 breaker.done(PEER, MODEL)
             case "let_go":
