@@ -6,47 +6,28 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import fields, replace
-from typing import Any, Final, Literal
+from dataclasses import replace
+from typing import Any, Final
 
+from agent.engine.answers import failed
 from agent.engine.context import AbortedError, Context, LostError, NoRoomError
 from agent.engine.inbox import Inbox
 from agent.engine.ledger import Ledger
+from agent.engine.live import Item, Live, Reason
 from agent.engine.llama import Model
 from agent.engine.prefix import Beginning, Kept, Shelf, best_beginning, common
 from agent.engine.prepare import Prepared
-from agent.engine.protocol import Begun, Done, Failed, Statistics, Step, Up
+from agent.engine.protocol import Begun, Done, Statistics, Step, Up
 from agent.engine.sampling import Candidates, Sampler
 from agent.engine.schedule import Pace, Running, Slice, plan, to_yield
 from agent.engine.sessions import Sessions
-from agent.engine.text import TextAssembler
 from agent.errors import AgentError, EngineError
-
-Reason = Literal["stop", "length", "cancelled"]
 
 #: New tokens that there is to be room for when a request is let in; more is found on the way, or somebody yields.
 _RESERVE: Final = 64
 #: Tokens of sequences that are over and kept, but for the newest: every step looks at each cell there is, if only to
 #: see that it is another's. Measured on SmolLM2-135M: nothing to be seen at 2,048, a third of a step at 4,096.
 _KEPT: Final = 2048
-
-_Item = tuple[int, str, int, str]
-
-
-class _Live:
-    """A request in the engine: its sequence, its sampler, and its text."""
-
-    __slots__ = ("began", "count", "decode_ms", "limit", "prefill_ms", "request", "sampler", "sequence", "text")
-
-    def __init__(self, request: Prepared, sequence: Running, sampler: Sampler) -> None:
-        self.request = request
-        self.sequence = sequence
-        self.sampler = sampler
-        self.text = TextAssembler(request.job.stop)
-        self.limit = request.limit
-        self.count = 0
-        self.prefill_ms = 0.0
-        self.decode_ms = 0.0
 
 
 class Batcher:
@@ -66,15 +47,14 @@ class Batcher:
         self._unsaved: set[int] = set()
         self._ledger = Ledger(cells)
         self._candidates = Candidates(model.vocab_size)
-        self._pace = Pace()
+        self._pace = Pace(context.batch)
         self._numbers = deque(range(sequences))
-        self._waiting: deque[_Live] = deque()
-        self._running: list[_Live] = []
+        self._waiting: deque[Live] = deque()
+        self._running: list[Live] = []
         self._shelf = Shelf()
         self._whole_only = model.window > 0 or model.recurrent
         self._order = 0
         self._held = False
-        self._aborted_last = False
         self._steps = self._tokens = self._reused = self._yielded = self._aborted = 0
         self._build = self._decode = self._sample_time = 0.0
 
@@ -83,6 +63,10 @@ class Batcher:
         """Whether there is anything to do."""
         return bool(self._running or self._waiting)
 
+    def expect(self, rate: float) -> None:
+        """Before the first step: about so many tokens of a prompt are read per second, 0 where that is not known."""
+        self._pace.start_with(rate)
+
     def add(self, request: Prepared) -> None:
         """Take a request in; it joins at one of the next steps."""
         job = request.job
@@ -90,7 +74,7 @@ class Batcher:
         sampler = Sampler(self._model.vocab, self._candidates, job, seed=seed, enforcer=request.enforcer)
         self._order += 1
         sequence = Running(job.id, job.owner, list(request.tokens), len(request.tokens), self._order)
-        self._waiting.append(_Live(request, sequence, sampler))
+        self._waiting.append(Live(request, sequence, sampler))
         self._send(Begun(job.id, len(request.tokens), request.cut, request.cut_messages))
 
     def fail(self, id: int, error: AgentError) -> None:
@@ -107,7 +91,7 @@ class Batcher:
         if not slices:
             return
         ids = frozenset(one.sequence.id for one in slices)
-        if not self._inbox.begin_step(ids, abortable=not self._aborted_last):
+        if not self._inbox.begin_step(ids):
             return
         built = time.perf_counter()
         self._build += built - began
@@ -118,11 +102,10 @@ class Batcher:
             return
         finally:
             self._inbox.end_step()
-        self._aborted_last = False
         decoded = time.perf_counter()
         self._decode += decoded - built
         self._steps += 1
-        self._pace.note(slices, decoded - built, self._context.batch)
+        self._pace.note(slices, decoded - built)
         self._take_in(slices, where, (decoded - built) * 1000)
         self._sample_time += time.perf_counter() - decoded
 
@@ -205,7 +188,7 @@ class Batcher:
             self._reused += sequence.reused
             self._running.append(live)
 
-    def _restore(self, live: _Live) -> None:
+    def _restore(self, live: Live) -> None:
         """Bring what is on disk of a request's conversation into memory, as if it had just ended."""
         saved, live.request = live.request.saved, replace(live.request, saved=None)
         if saved is None:
@@ -280,7 +263,7 @@ class Batcher:
         self._ledger.drop(kept.seq)
         self._numbers.append(kept.seq)
 
-    def _end(self, live: _Live, reason: Reason, error: AgentError | None = None) -> None:
+    def _end(self, live: Live, reason: Reason, error: AgentError | None = None) -> None:
         """A request is over: its cells are kept for the next that begins alike, and its slot is free."""
         sequence = live.sequence
         if live in self._running:
@@ -318,8 +301,9 @@ class Batcher:
 
     def _fitting(self) -> list[Slice]:
         """The next step, made to fit into the cells: what is kept goes first, then the youngest yields."""
+        pace = self._pace
         while self._running:
-            slices = plan([live.sequence for live in self._running], self._context.batch, self._pace.chunk)
+            slices = plan([live.sequence for live in self._running], self._context.batch, pace.chunk, pace.alone)
             need = sum(one.count for one in slices)
             while self._ledger.free < need and (oldest := self._shelf.oldest()):
                 self._give_up(oldest)
@@ -350,7 +334,6 @@ class Batcher:
                 sequence.decoded = sequence.reused = 0
         if isinstance(error, AbortedError) or (isinstance(error, LostError) and error.aborted):
             self._aborted += 1
-            self._aborted_last = True
         elif isinstance(error, NoRoomError):
             if oldest := self._shelf.oldest():
                 self._give_up(oldest)
@@ -364,8 +347,8 @@ class Batcher:
     def _take_in(self, slices: list[Slice], where: list[int], took_ms: float) -> None:
         """What a step gave: positions move on, tokens are chosen, all that is new is told in one message."""
         lives = {live.sequence.id: live for live in self._running}
-        items: list[_Item] = []
-        over: list[tuple[_Live, Reason, AgentError | None]] = []
+        items: list[Item] = []
+        over: list[tuple[Live, Reason, AgentError | None]] = []
         for one, index in zip(slices, where, strict=True):
             live = lives[one.sequence.id]
             self._ledger.append(one.sequence.seq, one.count)
@@ -375,53 +358,16 @@ class Batcher:
             else:
                 live.prefill_ms += took_ms
             if index >= 0:
+                before = live.count
                 try:
-                    reason = self._choose(live, index, items)
+                    reason = live.choose(self._model, self._context.logits(index), items)
                 except AgentError as error:
                     over.append((live, "stop", error))
                 else:
                     if reason is not None:
                         over.append((live, reason, None))
+                self._tokens += live.count - before
         if items:
             self._send(Step(tuple(items)))
         for live, end, problem in over:
             self._end(live, end, problem)
-
-    def _choose(self, live: _Live, index: int, items: list[_Item]) -> Reason | None:
-        """Choose the next token of a sequence; returns why it ends with it, or None."""
-        logits = self._context.logits(index)
-        token = live.sampler.sample(logits)
-        id = live.sequence.id
-        reason: Reason | None = None
-        if self._model.ends_text(token):
-            reason = "stop"
-        else:
-            live.count += 1
-            self._tokens += 1
-            live.sequence.tokens.append(token)
-            text = live.text.push(self._model.piece(token))
-            logprobs = live.sampler.logprobs(logits, token, self._model.piece)
-            items.append((id, text, 1, logprobs))
-            if live.text.stopped:
-                return "stop"
-            if live.sampler.finished:
-                reason = "stop"
-            elif live.count >= live.limit:
-                reason = "length"
-        if reason is not None and (rest := live.text.finish()):
-            items.append((id, rest, 0, ""))
-            if live.text.stopped:
-                return "stop"
-        return reason
-
-
-def nothing_runs(id: int) -> Statistics:
-    """The statistics of a model that runs no sequences."""
-    return Statistics(id, *[0] * (len(fields(Statistics)) - 1))
-
-
-def failed(id: int, error: AgentError) -> Failed:
-    """An error as the agent is told it."""
-    code = error.code if error.code in ("bad_request", "context_length_exceeded", "model_load") else "engine"
-    details = {key: value for key, value in error.details.items() if isinstance(value, int)}
-    return Failed(id, code, error.message, details)  # type: ignore[arg-type]  # narrowed by the line above

@@ -15,6 +15,7 @@ import trio
 
 from agent.engine.protocol import FrameBuffer, ProtocolError, Up
 from agent.engine.telling import Listener, without
+from agent.engine.vitals import Vitals, vitals_of
 
 _STDERR_KEPT: Final = 4096
 _LAST_WORDS: Final = 0.2
@@ -68,6 +69,8 @@ class Child:
         self._stderr = b""
         self._protocol_error = ""
         self._ended_here = False
+        #: Whether it was ended for what need not be its model's fault.
+        self.excused = False
         #: Why conversations are not saved, by its word; empty where they are. Whoever made it may ask to be called too.
         self.unsaved = ""
         self.on_unsaved: Callable[[str], None] = lambda reason: None
@@ -79,9 +82,10 @@ class Child:
         self._outgoing.append(frame)
         self._posted.set()
 
-    def kill(self) -> None:
-        """End the process now, without asking it; `run` then returns."""
-        self._ended_here = True
+    def kill(self, *, excused: bool = False) -> None:
+        """End the process now, without asking it; `run` then returns. `excused` of the first kill is as of Death."""
+        if not self._ended_here:
+            self._ended_here, self.excused = True, excused
         if self._process.returncode is None:
             self._process.kill()
 
@@ -89,6 +93,10 @@ class Child:
     def ended_here(self) -> bool:
         """Whether it was this agent that killed it: it hung, or sent what is no message."""
         return self._ended_here
+
+    def vitals(self) -> Vitals | None:
+        """What the process does and has done; None where that cannot be read."""
+        return vitals_of(self.pid)
 
     @property
     def stderr_tail(self) -> str:

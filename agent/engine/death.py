@@ -13,7 +13,8 @@ class Death:
     `how` says it in words, `last_line` is the last thing it wrote. `loaded` is whether it had its model; `refused` is
     what it said of a model that it could not load, or that it took too long. `killed` is whether it died of a kill,
     and `ended_here` whether that was this agent's, because it hung or wrote what is no message. `out_of_memory` is
-    whether the kernel killed it for want of memory.
+    whether the kernel killed it for want of memory. `excused` is whether this agent, having ended it, does not hold
+    that against the model: it hung, and the process before it did not, or the model has given something since.
     """
 
     how: str
@@ -23,6 +24,7 @@ class Death:
     killed: bool = False
     ended_here: bool = False
     out_of_memory: bool = False
+    excused: bool = False
 
     @property
     def words(self) -> str:
@@ -52,7 +54,7 @@ def judge(name: str, death: Death) -> Judgement:
         return Judgement("smaller", f"the kernel ended the process that runs {name} for want of memory")
     if death.loaded:
         # A kill from outside says nothing of the model; a process killed here hung, or wrote what is no message.
-        crash = not death.killed or death.ended_here
+        crash = (not death.killed or death.ended_here) and not death.excused
         return Judgement("again", f"the process that runs {name} {death.how}", crash)
     if death.refused:
         # Too slow may be other programs' doing; what llama.cpp says of a file it says again.

@@ -13,7 +13,7 @@ import threading
 import traceback
 from typing import Final, TypeAlias
 
-from agent.engine.batcher import failed
+from agent.engine.answers import failed
 from agent.engine.embedding import Texts, tokenise
 from agent.engine.inbox import Inbox
 from agent.engine.llama import Model

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from agent.engine.chat import Span
 from agent.engine.embedding_context import AbortedError, InParts, Reader, Whole, context_params
@@ -14,13 +14,9 @@ from agent.engine.inbox import Inbox
 from agent.engine.llama import Model
 from agent.engine.memory import EMBEDDED_TEXTS, EMBEDDED_TOKENS
 from agent.engine.protocol import Done, Embed, Load, Up, Vectors
-from agent.engine.schedule import STEP_LIMIT
+from agent.engine.schedule import ALONE_LIMIT, STEP_LIMIT
 from agent.engine.step_size import StepSize
 from agent.errors import AgentError, BadRequestError, ContextLengthError
-
-#: Seconds that a step takes at most, about, where nobody generates. A chat that comes and is cancelled within it must
-#: be let go within the seconds that the agent gives it.
-_ALONE_LIMIT: Final = 0.5
 
 
 @dataclass(frozen=True)
@@ -134,7 +130,7 @@ class Embedder:
                 self._texts = chosen(one.texts.tokens[one.next :], self._room)
                 self._reader.begin(self._texts, one.texts.job.pooling)
             one = self._now
-            count, vectors = self._reader.advance(self._sizes.next(_ALONE_LIMIT if alone else STEP_LIMIT))
+            count, vectors = self._reader.advance(self._sizes.next(ALONE_LIMIT if alone else STEP_LIMIT))
         except AbortedError:
             return  # its own cancel ended it; the next step lets it go
         except AgentError as error:

@@ -15,9 +15,10 @@ class Inbox(Generic[Item]):
 
     `abort` ends the decoding step that runs; it is called from the reading thread.
 
-    A cancel that concerns the step that runs ends it, so that a slot is free within milliseconds; the other sequences
-    in that step lose it. Where there are others, that happens at most to every other step: somebody who starts and
-    cancels all the time halves their speed, and does not bring them to a halt.
+    A cancel ends the step that runs where nobody else is in it any more: the slot is then free within milliseconds. A
+    step that others are in goes on to its end, which is half a second away at most or what MIN_CHUNK tokens take: they
+    would lose what it has done, and somebody who starts and cancels all the time would bring them to a halt. So cancels
+    cost others no step; what they cost is that prompts are read beside theirs, as any prompts do.
     """
 
     def __init__(self, abort: Callable[[], None], resume: Callable[[], None]) -> None:
@@ -29,7 +30,6 @@ class Inbox(Generic[Item]):
         #: Of those known, the ones that the decoding thread has.
         self._arrived: set[int] = set()
         self._in_step: Collection[int] = ()
-        self._abortable = False
         self._news = False
         self._changed = threading.Condition()
 
@@ -50,7 +50,7 @@ class Inbox(Generic[Item]):
         with self._changed:
             if id in self._known:
                 self._cancelled.add(id)
-                if id in self._in_step and (self._abortable or self._cancelled.issuperset(self._in_step)):
+                if id in self._in_step and self._cancelled.issuperset(self._in_step):
                     self._abort()
                 self._news = True
                 self._changed.notify()
@@ -103,12 +103,12 @@ class Inbox(Generic[Item]):
             self._arrived.discard(id)
             self._cancelled.discard(id)
 
-    def begin_step(self, ids: Collection[int], *, abortable: bool) -> bool:
+    def begin_step(self, ids: Collection[int]) -> bool:
         """A step with these requests begins; False where one has been cancelled meanwhile, and it must not."""
         with self._changed:
             if not self._cancelled.isdisjoint(ids):
                 return False
-            self._in_step, self._abortable = ids, abortable
+            self._in_step = ids
             return True
 
     def end_step(self) -> None:

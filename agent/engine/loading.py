@@ -74,6 +74,7 @@ class Loading:
             refused=self._refused,
             killed=child.killed,
             ended_here=child.ended_here,
+            excused=child.excused,
             # This very child was killed by the kernel, or by somebody while another process ran out of memory.
             out_of_memory=child.killed and not child.ended_here and oom_kills() > self._kills,
         )

@@ -3,17 +3,20 @@
 A sequence is all its tokens, those of the prompt and those it has generated, and how many of them have been decoded.
 One with a single token left is generating; one with more is still at its prompt (or at it again, after it had to make
 room). Every step takes a token of each that generates, and of the prompts as much as a step may take without making
-the others wait too long.
+the others wait too long. Nothing but a step's end lets a request in, or go out of a step that others are in too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 #: A step that others wait for takes about so long (seconds), however long a prompt beside them is.
 STEP_LIMIT: Final = 0.12
+#: A step of prompts alone takes about so long (seconds): a cancel, and whoever comes, waits for its end. On one core
+#: SmolLM2-135M reads as fast in steps of 64 tokens as in steps of 512.
+ALONE_LIMIT: Final = 0.5
 #: Fewer tokens of a prompt are not worth a step.
 MIN_CHUNK: Final = 32
 #: Weight of the newest measurement.
@@ -56,11 +59,11 @@ class Slice:
         return self.start + self.count == len(self.sequence.tokens)
 
 
-def plan(running: Sequence[Running], batch: int, chunk: int) -> list[Slice]:
+def plan(running: Sequence[Running], batch: int, chunk: int, alone: int) -> list[Slice]:
     """The next step, of at most `batch` tokens: one of each that generates, and `chunk` of prompts beside those.
 
-    Where nothing generates, prompts may fill the batch. Of what there is for prompts, the oldest gets half, so that it
-    comes to its end; the shortest get the rest, so that they need not wait for it.
+    Where nothing generates, the step is `alone` tokens of prompts. Of what there is for prompts, the oldest gets half,
+    so that it comes to its end; the shortest get the rest, so that they need not wait for it.
     """
     step: list[Slice] = []
     prompts: list[Running] = []
@@ -70,9 +73,7 @@ def plan(running: Sequence[Running], batch: int, chunk: int) -> list[Slice]:
             prompts.append(one)
         elif pending and len(step) < batch:
             step.append(Slice(one, one.decoded, 1))
-    room = batch - len(step)
-    if step:
-        room = min(room, chunk)
+    room = min(batch - len(step), chunk if step else alone)
     if not prompts or room <= 0:
         return step
     prompts.sort(key=lambda one: one.order)
@@ -89,22 +90,36 @@ def plan(running: Sequence[Running], batch: int, chunk: int) -> list[Slice]:
     return step + [Slice(one, one.decoded, shares[one.id]) for one in prompts if one.id in shares]
 
 
-@dataclass(slots=True)
 class Pace:
-    """How long steps take, and what that leaves for prompts beside sequences that generate."""
+    """How long steps take, and how many tokens of prompts that leaves for one, at most `batch`.
 
-    per_prompt_token: float = 0.0
-    chunk: int = field(default=MIN_CHUNK * 4)
+    `chunk` beside sequences that generate, `alone` where there are none.
+    """
 
-    def note(self, slices: Sequence[Slice], seconds: float, batch: int) -> None:
+    def __init__(self, batch: int) -> None:
+        self._batch = batch
+        self._per_token = 0.0
+        self.chunk = self.alone = min(batch, MIN_CHUNK * 4)
+
+    def start_with(self, rate: float) -> None:
+        """Before the first step: a short try gave so many tokens of a prompt per second, 0 where it gave none."""
+        if rate > 0:
+            self._learn(1 / rate)
+
+    def note(self, slices: Sequence[Slice], seconds: float) -> None:
         """A step of these slices took so long."""
         tokens = sum(one.count for one in slices)
         if tokens < MIN_CHUNK:
             return  # a step of few tokens costs what reading the weights costs, and says nothing of many
         each = seconds / tokens
-        known = self.per_prompt_token
-        self.per_prompt_token = each if not known else known + _NEWEST * (each - known)
-        self.chunk = max(MIN_CHUNK, min(batch, round(STEP_LIMIT / self.per_prompt_token)))
+        known = self._per_token
+        self._learn(each if not known else known + _NEWEST * (each - known))
+
+    def _learn(self, per_token: float) -> None:
+        self._per_token = per_token
+        self.chunk, self.alone = (
+            max(MIN_CHUNK, min(self._batch, round(limit / per_token))) for limit in (STEP_LIMIT, ALONE_LIMIT)
+        )
 
 
 def to_yield(running: Sequence[Running]) -> Running | None:

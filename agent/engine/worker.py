@@ -18,7 +18,8 @@ from typing import Final, NoReturn
 
 import llama_cpp
 
-from agent.engine.batcher import Batcher, failed, nothing_runs
+from agent.engine.answers import failed, nothing_runs
+from agent.engine.batcher import Batcher
 from agent.engine.context import AbortedError, Context, NoRoomError
 from agent.engine.desk import Desk, Item
 from agent.engine.embedding import Embedder, Texts, reader_of
@@ -113,8 +114,10 @@ class Engine:
 
     def warm_up(self) -> tuple[float, float]:
         """Tokens per second, of a prompt and of one token after another, from a short try; touches every weight."""
-        if self._context is not None:
-            return warm_up(self._model, self._context)
+        if self._context is not None and self._batcher is not None:
+            found = warm_up(self._model, self._context)
+            self._batcher.expect(found[0])
+            return found
         token = token_of(self._model)
         self._embedder.rate(token, 1)
         rate = self._embedder.rate(token, _WARM_TEXT)

@@ -13,18 +13,18 @@ from agent.engine.child import Child
 from agent.engine.fair_queue import LOCAL, FairQueue, refusal
 from agent.engine.forecast import Forecast
 from agent.engine.job import QueuedJob, asker_of
+from agent.engine.patience import LOOK_EVERY, Patience
 from agent.engine.protocol import Begun, Cancel, Done, Failed, Step, Vectors, encode
 from agent.engine.rates import MovingRate
+from agent.engine.schedule import ALONE_LIMIT, MIN_CHUNK
 from agent.engine.shares import Shares
 from agent.errors import AgentError, OverloadedError
 from fleet.errors import MessageError
 from fleet.net.messages import Delta, Embedded, Finished, InferRequest, Started, parse, parse_logprobs
 
-#: Seconds the child has to confirm a cancel before it is killed.
-CANCEL_LIMIT: Final = 2.0
-#: Seconds after which a child that has not confirmed one may hang, and is given no more jobs until it does: those that
-#: wait would die with it. A cancel is confirmed between two steps, in milliseconds, on slow boxes in tenths of seconds.
-SUSPECT_AFTER: Final = 0.5
+#: Seconds after which a child that has not confirmed a cancel may hang, and is given no more jobs until it does: those
+#: that wait would die with it. A cancel is confirmed between two steps, which on slow boxes are half a second apart.
+SUSPECT_AFTER: Final = 1.0
 
 #: Characters of a model's name in what a job is refused with: what comes after it is cut where others tell of it.
 _MAX_NAME: Final = 64
@@ -57,6 +57,8 @@ class Workload:
         self._nursery: trio.Nursery | None = None
         #: Cancels that the child is slow to confirm.
         self._unconfirmed = 0
+        #: Whether the last thing the model gave was that its process hung.
+        self._hung_last = False
 
     @property
     def running(self) -> int:
@@ -86,6 +88,7 @@ class Workload:
     def forget_rates(self) -> None:
         """What was measured was of another model."""
         self.decode, self.prefill = MovingRate(), MovingRate()
+        self._hung_last = False
 
     def admit(self, request: InferRequest, context_tokens: int) -> QueuedJob:
         """Take a job in. Raises OverloadedError when the queue, or its asker's share of it, is full, or the job could
@@ -103,7 +106,7 @@ class Workload:
     def release(self, job: QueuedJob) -> None:
         """The job's caller is done with it. A job that is not at its end is cancelled.
 
-        Its slot is free when the child confirms that, or after CANCEL_LIMIT, when the child is killed.
+        Its slot is free when the child confirms that, between two steps, or is killed because it hangs; see patience.
         """
         if self._waiting.remove(job.asker, job):
             self._on_change()
@@ -113,6 +116,8 @@ class Workload:
 
     def take_event(self, child: Child, message: Begun | Step | Vectors | Done | Failed, model_hash: str) -> None:
         """Something the child says of jobs; a child that says what cannot be is killed."""
+        if isinstance(message, Step | Vectors) or (isinstance(message, Done) and message.reason != "cancelled"):
+            self._hung_last = False
         match message:
             case Begun():
                 self._deliver(child, message.id, _started(self.name, model_hash, message))
@@ -171,14 +176,25 @@ class Workload:
         if not waiting.cancelled_caught:
             return
         self._unconfirmed += 1
-        with trio.move_on_after(CANCEL_LIMIT - SUSPECT_AFTER) as waiting:
-            await job.left_child.wait()
-        if waiting.cancelled_caught:
+        patience = Patience(self._step)
+        while not patience.is_over(child.vitals()):
+            with trio.move_on_after(LOOK_EVERY) as waiting:
+                await job.left_child.wait()
+            if not waiting.cancelled_caught:
+                if self._child is child:
+                    self._unconfirmed -= 1
+                    self._hand_out()
+                return
+        if not child.ended_here:  # several cancels may be owed
             log.warning("engine.child_hung", model=self.name, pid=child.pid, job=job.request.job)
-            child.kill()  # and stays suspected: it may take a moment to die
-        elif self._child is child:
-            self._unconfirmed -= 1
-            self._hand_out()
+            child.kill(excused=not self._hung_last)  # and stays suspected: it may take a moment to die
+            self._hung_last = True
+
+    @property
+    def _step(self) -> float:
+        """Seconds that a step of the child may take."""
+        least = (MIN_CHUNK / self.prefill.value if self.prefill.value else 0.0, ALONE_LIMIT)
+        return max(*least, 1 / self.decode.value if self.decode.value else 0.0)
 
     def _deliver(self, child: Child, id: int, event: Started | Delta | Embedded) -> None:
         job = self._running.get(id)

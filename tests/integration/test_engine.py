@@ -93,7 +93,9 @@ async def box(tmp_path: Path, path: Path | None = None, **config: Any) -> AsyncI
     with trio.fail_after(LIMIT):
         async with trio.open_nursery() as nursery:
             await nursery.start(pool.run)
-            yield Box(pool)
+            here = Box(pool)
+            await here.until(lambda held: bool(held.hash) or held.state == "failed")  # a busy box hashes for seconds
+            yield here
             nursery.cancel_scope.cancel()
 
 

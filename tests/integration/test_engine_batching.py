@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
+import structlog.testing
 import trio
 
 from agent.engine.protocol import Statistics
@@ -193,6 +197,49 @@ def test_whoever_cancels_in_company_leaves_the_others_their_answers(tmp_path: Pa
                 answer = await here.run(completion("Once upon a time there was", max_tokens=60))
                 done.set()
             assert answer.finished.completion_tokens == 60
+            await nothing_left(here)
+
+    trio.run(main)
+
+
+def test_who_waits_on_a_slow_box_is_answered_though_others_give_up_before_him(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with box(tmp_path, slots=4, context_tokens=1024, threads=1) as here:
+            answers = []
+
+            async def wait() -> None:
+                answers.append(await here.run(of("pos-1", completion("sail " * 120, max_tokens=2))))
+
+            async def give_up(patience: float) -> None:
+                with trio.move_on_after(patience):
+                    await here.run(of("pos-2", completion(f"{patience} " + "rope " * 900, max_tokens=2)))
+
+            async def slow_down(pid: int) -> None:
+                """Let the process have a quarter of its time, as if others were at the core, until the last cancel."""
+                try:
+                    while True:
+                        os.kill(pid, signal.SIGSTOP)
+                        await trio.sleep(0.06)
+                        os.kill(pid, signal.SIGCONT)
+                        await trio.sleep(0.02)
+                finally:
+                    os.kill(pid, signal.SIGCONT)
+
+            await here.until(lambda held: held.state == "loaded")
+            pid = here.held.pid
+            assert pid is not None
+            with structlog.testing.capture_logs() as lines:
+                async with trio.open_nursery() as nursery, trio.open_nursery() as slow:
+                    slow.start_soon(slow_down, pid)
+                    nursery.start_soon(wait)
+                    for patience in (0.4, 0.7, 1.0):
+                        nursery.start_soon(give_up, patience)
+                    await here.until(lambda held: held.running == 4)
+                    await here.until(lambda held: held.running <= 1)
+                    slow.cancel_scope.cancel()
+            assert [answer.finished.completion_tokens for answer in answers] == [2]
+            assert here.held.pid == pid
+            assert "engine.child_hung" not in [line["event"] for line in lines]
             await nothing_left(here)
 
     trio.run(main)

@@ -22,6 +22,7 @@ from agent.engine.death import Death, Next, judge
         (Death("was ended by signal SIGSEGV", loaded=True), "again", True, "runs m was ended by signal SIGSEGV"),
         (Death("was ended by signal SIGKILL", loaded=True, killed=True), "again", False, "SIGKILL"),
         (Death("did not answer", loaded=True, killed=True, ended_here=True), "again", True, "runs m did not answer"),
+        (Death("hung", loaded=True, killed=True, ended_here=True, excused=True), "again", False, "runs m hung"),
         (Death("exited with code 1", refused="llama.cpp cannot"), "another file", False, "llama.cpp cannot"),
         (Death("did not answer", refused="too slow", killed=True, ended_here=True), "later", False, "too slow"),
         (Death("was ended by signal SIGKILL", "last", killed=True), "later", False, "loads it was ended .*: last"),

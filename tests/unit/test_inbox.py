@@ -24,24 +24,24 @@ class Step:
         self.resumes += 1
 
 
-def test_a_cancel_ends_the_step_that_its_request_is_in() -> None:
+def test_a_cancel_ends_the_step_that_its_request_is_in_alone() -> None:
     step = Step()
-    assert step.inbox.begin_step({1, 2}, abortable=True)
+    assert step.inbox.begin_step({1})
     step.inbox.cancel(1)
     assert step.aborts == 1
     step.inbox.end_step()
     assert step.resumes == 1
     assert step.inbox.cancelled() == {1}
-    assert not step.inbox.begin_step({1, 2}, abortable=True), "it is to be ended first"
+    assert not step.inbox.begin_step({1, 2}), "it is to be ended first"
     step.inbox.over(1)
-    assert step.inbox.begin_step({2}, abortable=True)
+    assert step.inbox.begin_step({2})
     step.inbox.cancel(1)
     assert step.aborts == 1, "it is over"
 
 
-def test_a_step_that_is_not_to_be_aborted_is_not_unless_nobody_else_is_in_it() -> None:
+def test_a_step_that_others_are_in_goes_on_until_nobody_wants_it() -> None:
     step = Step()
-    assert step.inbox.begin_step({1, 2}, abortable=False)
+    assert step.inbox.begin_step({1, 2})
     step.inbox.cancel(1)
     assert step.aborts == 0
     step.inbox.cancel(2)
@@ -50,7 +50,7 @@ def test_a_step_that_is_not_to_be_aborted_is_not_unless_nobody_else_is_in_it() -
 
 def test_a_request_that_is_not_in_the_step_leaves_it_alone() -> None:
     step = Step()
-    assert step.inbox.begin_step({1}, abortable=True)
+    assert step.inbox.begin_step({1})
     step.inbox.cancel(2)
     step.inbox.cancel(99)
     assert step.aborts == 0

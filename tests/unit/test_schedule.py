@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.engine.schedule import MIN_CHUNK, STEP_LIMIT, Pace, Running, Slice, plan, to_yield
+from agent.engine.schedule import ALONE_LIMIT, MIN_CHUNK, STEP_LIMIT, Pace, Running, Slice, plan, to_yield
 
 BATCH = 512
 
@@ -23,9 +23,11 @@ RUNNING = st.lists(st.tuples(st.integers(1, 3000), st.floats(0, 1)), min_size=1,
 )
 
 
-@given(RUNNING, st.integers(MIN_CHUNK, BATCH))
-def test_a_step_is_within_its_bounds_and_nobody_that_generates_is_left_out(running: list[Running], chunk: int) -> None:
-    slices = plan(running, BATCH, chunk)
+@given(RUNNING, st.integers(MIN_CHUNK, BATCH), st.integers(MIN_CHUNK, BATCH))
+def test_a_step_is_within_its_bounds_and_nobody_that_generates_is_left_out(
+    running: list[Running], chunk: int, alone: int
+) -> None:
+    slices = plan(running, BATCH, chunk, alone)
     assert 0 < sum(each.count for each in slices) <= BATCH
     assert len({each.sequence.id for each in slices}) == len(slices)
     for each in slices:
@@ -36,6 +38,8 @@ def test_a_step_is_within_its_bounds_and_nobody_that_generates_is_left_out(runni
     assert generating <= set(shares(slices))
     if generating:
         assert sum(count for id, count in shares(slices).items() if id not in generating) <= chunk
+    else:
+        assert sum(shares(slices).values()) <= alone
     prompts = [each for each in running if each.pending != 1]
     if prompts:
         assert min(prompts, key=lambda each: each.order).id in shares(slices), "the oldest always moves on"
@@ -45,7 +49,7 @@ def test_a_step_is_within_its_bounds_and_nobody_that_generates_is_left_out(runni
 def test_everybody_comes_to_the_end(running: list[Running]) -> None:
     total = sum(each.pending for each in running)
     for _ in range(total):
-        slices = plan([each for each in running if each.pending > 0], BATCH, 64)
+        slices = plan([each for each in running if each.pending > 0], BATCH, 64, 256)
         if not slices:
             break
         for each in slices:
@@ -53,29 +57,41 @@ def test_everybody_comes_to_the_end(running: list[Running]) -> None:
     assert all(each.pending == 0 for each in running)
 
 
-def test_prompts_fill_a_step_where_nobody_generates() -> None:
-    assert shares(plan([one(1, 2000)], BATCH, 64)) == {1: BATCH}
-    assert shares(plan([one(1, 2000), one(2, 10)], BATCH, 64)) == {1: BATCH - 10, 2: 10}
+def test_prompts_fill_a_step_where_nobody_generates_as_far_as_it_may_go() -> None:
+    assert shares(plan([one(1, 2000)], BATCH, 64, BATCH)) == {1: BATCH}
+    assert shares(plan([one(1, 2000), one(2, 10)], BATCH, 64, BATCH)) == {1: BATCH - 10, 2: 10}
+    assert shares(plan([one(1, 2000), one(2, 10)], BATCH, 64, 100)) == {1: 90, 2: 10}
 
 
 def test_a_short_prompt_does_not_wait_for_a_long_one_and_both_leave_room_for_who_generates() -> None:
-    step = shares(plan([one(1, 50, 49), one(2, 2000), one(3, 20), one(4, 500)], BATCH, 64))
+    step = shares(plan([one(1, 50, 49), one(2, 2000), one(3, 20), one(4, 500)], BATCH, 64, BATCH))
     assert step == {1: 1, 2: 32, 3: 20, 4: 12}
 
 
-def test_the_chunk_follows_what_a_token_of_a_prompt_costs() -> None:
-    pace = Pace()
+def test_steps_are_as_long_as_what_a_token_of_a_prompt_costs_allows() -> None:
+    pace = Pace(BATCH)
     for _ in range(50):
-        pace.note([Slice(one(1, 512), 0, 512)], 0.512, BATCH)
-    assert abs(pace.chunk - STEP_LIMIT * 1000) <= 2
-    pace.note([Slice(one(1, 1), 0, 1)], 10.0, BATCH)
-    assert abs(pace.chunk - STEP_LIMIT * 1000) <= 2, "a step of one token says nothing of many"
+        pace.note([Slice(one(1, 512), 0, 512)], 1.024)
+    assert abs(pace.chunk - STEP_LIMIT * 500) <= 2
+    assert abs(pace.alone - ALONE_LIMIT * 500) <= 2
+    pace.note([Slice(one(1, 1), 0, 1)], 10.0)
+    assert abs(pace.chunk - STEP_LIMIT * 500) <= 2, "a step of one token says nothing of many"
     for _ in range(50):
-        pace.note([Slice(one(1, 64), 0, 64)], 64.0, BATCH)
-    assert pace.chunk == MIN_CHUNK
+        pace.note([Slice(one(1, 64), 0, 64)], 64.0)
+    assert (pace.chunk, pace.alone) == (MIN_CHUNK, MIN_CHUNK)
     for _ in range(200):
-        pace.note([Slice(one(1, 512), 0, 512)], 0.001, BATCH)
-    assert pace.chunk == BATCH
+        pace.note([Slice(one(1, 512), 0, 512)], 0.001)
+    assert (pace.chunk, pace.alone) == (BATCH, BATCH)
+
+
+def test_the_first_step_on_a_slow_box_is_a_short_one() -> None:
+    pace = Pace(BATCH)
+    unknown = pace.chunk, pace.alone
+    pace.start_with(0.0)
+    assert (pace.chunk, pace.alone) == unknown, "nothing was found"
+    pace.start_with(100.0)
+    assert (pace.chunk, pace.alone) == (MIN_CHUNK, ALONE_LIMIT * 100)
+    assert Pace(16).alone == 16, "a small batch is not exceeded"
 
 
 def test_the_youngest_yields_and_one_alone_does_not() -> None:

@@ -11,10 +11,12 @@ import trio.testing
 
 from agent.engine.child import Child
 from agent.engine.job import QueuedJob
+from agent.engine.patience import ASLEEP_LIMIT, BUSY_LIMIT
 from agent.engine.protocol import Cancel, Done, FrameBuffer, Message, Submit
 from agent.engine.shares import Shares
-from agent.engine.workload import CANCEL_LIMIT, SUSPECT_AFTER, Workload
-from agent.errors import OverloadedError
+from agent.engine.vitals import Vitals
+from agent.engine.workload import SUSPECT_AFTER, Workload
+from agent.errors import EngineError, OverloadedError
 from tests.engine_box import completion
 from tests.harness import peer_id_of
 
@@ -29,12 +31,24 @@ class Deaf:
     def __init__(self) -> None:
         self.heard: list[Message] = []
         self.killed_at: float | None = None
+        self.excused: bool | None = None
+        #: Seconds that its main thread computes in a second.
+        self.computes = 0.0
+        self.born = trio.current_time()
+
+    @property
+    def ended_here(self) -> bool:
+        return self.killed_at is not None
+
+    def vitals(self) -> Vitals:
+        spent = (trio.current_time() - self.born) * self.computes
+        return Vitals(self.computes > 0, spent, spent, 1)
 
     def post(self, frame: bytes) -> None:
         self.heard += FrameBuffer().feed(frame)
 
-    def kill(self) -> None:
-        self.killed_at = trio.current_time()
+    def kill(self, *, excused: bool = False) -> None:
+        self.killed_at, self.excused = trio.current_time(), excused
 
     @property
     def jobs(self) -> int:
@@ -88,8 +102,8 @@ def test_a_child_that_may_hang_gets_no_more_jobs_though_it_has_a_slot() -> None:
         box.confirm(other)  # a slot is free
         box.admit()
         assert (box.child.jobs, box.jobs.running, box.jobs.queued) == (2, 1, 1)
-        await trio.sleep(CANCEL_LIMIT)
-        assert box.child.killed_at == CANCEL_LIMIT
+        await trio.sleep(ASLEEP_LIMIT)
+        assert box.child.killed_at == SUSPECT_AFTER + ASLEEP_LIMIT
         assert (box.child.jobs, box.jobs.queued) == (2, 1), "nor while it dies"
 
     with_box(story)
@@ -105,9 +119,47 @@ def test_a_child_that_confirms_late_gets_jobs_again() -> None:
         box.confirm(job)
         await trio.testing.wait_all_tasks_blocked()
         assert box.child.jobs == 2
-        await trio.sleep(CANCEL_LIMIT)
+        await trio.sleep(SUSPECT_AFTER + ASLEEP_LIMIT)
         assert box.child.killed_at is None
         assert sum(isinstance(message, Cancel) for message in box.child.heard) == 1
+
+    with_box(story)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.1])
+def test_a_child_that_gets_little_of_a_core_is_given_as_much_work_and_more_time(share: float) -> None:
+    async def story(box: Box) -> None:
+        box.child.computes = share
+        box.jobs.release(box.admit())
+        await trio.sleep(BUSY_LIMIT / share)
+        assert box.child.killed_at is None
+        await trio.sleep(2 * SUSPECT_AFTER)
+        assert box.child.killed_at is not None, "no step takes so much"
+
+    with_box(story)
+
+
+def test_a_hang_is_held_against_the_model_where_nothing_came_of_it_since_the_last_one() -> None:
+    async def story(box: Box) -> None:
+        async def hang() -> bool | None:
+            first, second = box.admit(), box.admit()
+            box.jobs.release(first)
+            box.jobs.release(second)
+            await trio.sleep(SUSPECT_AFTER + ASLEEP_LIMIT + 1)
+            hung, box.child = box.child, Deaf()
+            box.jobs.detach()
+            box.jobs.end(EngineError("it is gone"))
+            box.attach(box.child)
+            return hung.excused
+
+        assert await hang(), "once may be anything; and two cancels that are owed are one hang"
+        box.confirm(box.admit())
+        assert not await hang(), "to confirm a cancel is no work"
+        box.finish(box.admit())
+        assert await hang()
+        assert not await hang()
+        box.jobs.forget_rates()
+        assert await hang(), "it is another model"
 
     with_box(story)
 
