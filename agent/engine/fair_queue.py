@@ -1,10 +1,12 @@
 """Who waits for a model, whose turn is next, and how many may wait. Pure: the caller passes the time.
 
 Askers are this box's own clients, taken together, and each peer by its key. While both wait, every second turn goes to
-this box's own clients. Of the jobs of one side a higher class goes first; a job that waits rises by a class every
-AGEING seconds, so that none starves. In a class turns are shared by the work that askers have had (start-time fair
-queueing): a peer with two hundred jobs and a peer with one get the same, twice the weight gets twice the work, and
-who has been away gets nothing for it. The jobs of one asker and class keep their order.
+this box's own clients. Of the jobs of one asker a higher class goes first; a job that waits rises by a class every
+AGEING seconds, so that none starves, and jobs of a class keep their order. Turns of peers are shared by the work that
+they have had (start-time fair queueing: Goyal, Vin and Cheng, 1996): a peer with two hundred jobs and a peer with one
+get the same, twice the weight gets twice the work, and who has been away gets nothing for it. A class is what a peer
+says of its own job, so between peers it is worth a LEAD and no more: a peer with a job of a higher class goes first
+until it has had that much more work than the other.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ LOCAL: Final = ""
 #: Seconds of waiting that are worth a class.
 AGEING: Final = 15.0
 CLASSES: Final[tuple[Priority, ...]] = ("interactive", "normal", "bulk")
+#: Work that a class is worth between peers, in the unit of `cost` (tokens): about an answer.
+LEAD: Final = 128.0
 #: Askers without a waiting job whose share is remembered.
 _REMEMBERED: Final = 256
 
@@ -30,18 +34,25 @@ T = TypeVar("T")
 def refusal(asker: str, *, capacity: int, total: int, of_asker: int, of_peers: int) -> str | None:
     """Why one more job of an asker cannot be taken, None if it can; all counts are of jobs that run or wait.
 
-    One peer gets half of the room at most, and all peers together three quarters: what is left is for others, and
-    for this box's own clients.
+    All peers together get three quarters of the room: what is left is for this box's own clients. A peer has at most
+    as many jobs here as it and the other peers leave free (dynamic thresholds: Choudhury and Hahne, 1998): half of the
+    room where it is alone, a third where two want all they can get. Of the places for peers the last ones, an eighth of
+    the room, are for peers that have nothing here, so that they find one while others hold many, and no job has to
+    leave for that; where they too are taken, so is the next one that comes free.
     """
     if total >= capacity:
         return f"{total} jobs run or wait, which is all that may (engine.max_queue)"
     if asker == LOCAL:
         return None
-    share = max(1, capacity // 2)
-    if of_asker >= share:
-        return f"{of_asker} jobs of the asking box run or wait here already, its share of the queue"
-    if of_peers >= max(1, capacity - capacity // 4):
+    places = max(1, capacity - capacity // 4)
+    if of_peers >= places:
         return f"{of_peers} jobs of other boxes run or wait, which is all that may"
+    if of_asker and of_asker >= min(capacity - of_peers, capacity // 2):
+        return f"{of_asker} jobs of the asking box run or wait here already, its share of the queue"
+    if of_asker and of_peers >= places - max(1, capacity // 8):
+        return (
+            f"{of_asker} jobs of the asking box run or wait here already, and the last places are for boxes with none"
+        )
     return None
 
 
@@ -126,8 +137,9 @@ class FairQueue(Generic[T]):
         line = self._lines[asker]
         rank = line.best(now)[2]
         waiting = line.classes[rank].popleft()
-        self._virtual = max(self._virtual, line.start)
-        line.start += waiting.cost / line.weight
+        if asker != LOCAL:  # whose turns are not shared by work
+            self._virtual = max(self._virtual, min(self._lines[peer].start for peer in others))
+            line.start += waiting.cost / line.weight
         self._local_last = asker == LOCAL
         self._tidy(asker, rank)
         return waiting.job
@@ -154,15 +166,14 @@ class FairQueue(Generic[T]):
     def ahead(self, asker: str, priority: Priority) -> int:
         """How many of those that wait get their turn before a job that came now, if all jobs are alike: an estimate.
 
-        Those of a lower class do not count, and of each other asker only as many as this one has in front of its own.
+        Its own of a lower class do not count, and of each other asker only as many as this one has in front of its own.
         """
-        rank = CLASSES.index(priority)
-        own = self._among(asker, rank)
+        own, every = self._among(asker, CLASSES.index(priority)), len(CLASSES)
         if asker == LOCAL:
-            others = sum(self._among(peer, len(CLASSES)) for peer in self._lines if peer != LOCAL)
+            others = sum(self._among(peer, every) for peer in self._lines if peer != LOCAL)
             return own + min(others, own + 1)
-        peers = sum(min(self._among(peer, rank), own + 1) for peer in self._lines if peer not in (LOCAL, asker))
-        local = self._among(LOCAL, len(CLASSES))
+        peers = sum(min(self._among(peer, every), own + 1) for peer in self._lines if peer not in (LOCAL, asker))
+        local = self._among(LOCAL, every)
         return own + peers + min(local, own + peers + 1)
 
     def clear(self) -> list[T]:
@@ -176,10 +187,10 @@ class FairQueue(Generic[T]):
         line = self._lines.get(asker)
         return sum(len(jobs) for of, jobs in line.classes.items() if of <= rank) if line is not None else 0
 
-    def _turn(self, asker: str, now: float) -> tuple[int, float, int]:
+    def _turn(self, asker: str, now: float) -> tuple[float, int]:
         line = self._lines[asker]
         aged, number, _ = line.best(now)
-        return aged, line.start, number
+        return line.start + aged * LEAD, number
 
     def _tidy(self, asker: str, rank: int) -> None:
         line = self._lines[asker]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.engine.fair_queue import AGEING, LOCAL, FairQueue, refusal
+from agent.engine.fair_queue import AGEING, LEAD, LOCAL, FairQueue, refusal
 from fleet.net.messages import Priority
 
 
@@ -117,12 +118,89 @@ def test_b42_a_higher_class_goes_first_and_keeps_its_order_on_both_sides() -> No
         assert order(line) == ["i1", "i2", "n1", "n2", "b1", "b2"]
 
 
+@pytest.mark.parametrize("capacity", [4, 6, 10, 20, 33, 36, 68])
+@pytest.mark.parametrize("greedy", [1, 2, 3])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_b40_a_peer_with_nothing_here_finds_a_place_as_long_as_others_hold_more_than_one(
+    capacity: int, greedy: int, at_once: bool
+) -> None:
+    held = [0] * greedy
+
+    def take(who: int) -> bool:
+        total = sum(held)
+        if refusal(str(who), capacity=capacity, total=total, of_asker=held[who], of_peers=total) is not None:
+            return False
+        held[who] += 1
+        return True
+
+    if at_once:
+        while sum(take(who) for who in range(greedy)):
+            pass
+    else:
+        for who in range(greedy):
+            while take(who):
+                pass
+    assert max(held) <= capacity // 2
+    if greedy > 1 and at_once:
+        assert max(held) <= sum(held) / greedy + 1
+    if max(held) > 1:
+        held.append(0)
+        if not take(greedy):
+            assert not at_once, held
+            assert capacity <= 10, held
+            held[0] -= 1
+            assert not any(take(who) for who in range(greedy) if held[who]), (
+                "the next place that comes free is not for them"
+            )
+            assert take(greedy), held
+
+
 def test_b42_the_class_of_one_peer_comes_before_the_turn_of_another() -> None:
     line: FairQueue[str] = FairQueue()
     line.put("a", "a1", priority="bulk")
     line.put("b", "b1", priority="interactive")
     line.put("b", "b2", priority="interactive")
     assert order(line) == ["b1", "b2", "a1"]
+
+
+def test_b42_a_flood_that_calls_itself_urgent_gets_a_little_ahead_of_another_peers_jobs_and_no_further() -> None:
+    line: FairQueue[str] = FairQueue()
+    for number in range(60):
+        line.put("flood", f"f{number}", priority="interactive", cost=40)
+        line.put("honest", f"h{number}", cost=40)
+    taken = [line.take()[0] for _ in range(100)]
+    assert taken[:4] == ["f"] * 4, "an urgent job of a peer that has had no more than others goes first"
+    assert max(taken[:n].count("f") - taken[:n].count("h") for n in range(100)) * 40 <= LEAD + 40
+    assert taken[4:].count("h") >= 46
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_b42_one_job_at_a_time_of_no_class_waits_for_no_more_than_the_lead_of_a_flood(local: bool) -> None:
+    line: FairQueue[str] = FairQueue()
+    number, waits = itertools.count(), []
+    for _ in range(20):
+        line.put("honest", "h", cost=10)
+        waited = 0
+        for turn in itertools.count():
+            line.put("flood", f"f{next(number)}", priority="interactive", cost=50)
+            if local:
+                line.put(LOCAL, f"me{turn}", cost=500)
+            job = line.take()
+            line.settle(LOCAL if job[0] == "m" else job.rstrip("0123456789"), 0.0)
+            if job == "h":
+                break
+            waited += 50 * (job[0] == "f")
+        waits.append(waited)
+    assert max(waits) <= LEAD + 50
+
+
+def test_what_this_boxs_own_clients_have_had_costs_no_peer_its_turn() -> None:
+    line = queue("a1", "a2", "a3")
+    line.put(LOCAL, "me1", cost=1000)
+    line.put(LOCAL, "me2", cost=1000)
+    assert [line.take(), line.take(), line.take()] == ["me1", "a1", "me2"]
+    put(line, "b1")
+    assert order(line) == ["b1", "a2", "a3"]
 
 
 def test_b42_who_waits_long_enough_is_overtaken_no_more() -> None:
