@@ -1,7 +1,7 @@
 # Shoal's commands. `make` alone prints them.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test mutants lint types contracts check behaviours sim sim-routing bench bench-engine bench-delegation bench-transfer soak fuzz clean distclean
+.PHONY: help demo test mutants lint types contracts check behaviours sim sim-routing bench bench-engine bench-delegation bench-mqtt soak-mqtt bench-transfer soak fuzz clean distclean
 
 # Keep CPython the only thing chosen from outside: make PYTHON=python3.12 test
 export PYTHON
@@ -76,6 +76,14 @@ bench-transfer: ## 1 GiB between boxes by both lanes, raw, libtorrent, curl from
 	@$(DEV)
 	@$(BIN)/python -c 'import libtorrent' 2>/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]' || true
 	$(BIN)/python -m tests.bench.transfer $(ARGS)
+
+bench-mqtt: ## a job over MQTT against the same over HTTP, and 1,000 sensor messages a second (needs mosquitto)
+	@$(DEV)
+	$(BIN)/python -m tests.bench mqtt
+
+soak-mqtt: ## a flood of 5,000 requests over MQTT: each answered or refused, once
+	@$(DEV)
+	SHOAL_SOAK_MQTT=$${SHOAL_SOAK_MQTT:-5000} $(BIN)/python -m pytest -s tests/integration/test_mqtt_jobs.py -k flood $(ARGS)
 
 soak: ## 2,000 jobs of every kind on the engine: each gets its end, nothing is left (SHOAL_SOAK_SEED=7 for others)
 	@$(DEV)

@@ -7,7 +7,7 @@ import sys
 
 #: The others have targets of their own: the engine's builds llama-server, and each takes a quarter of an hour.
 USUAL = ("borrow", "document")
-NAMES = (*USUAL, "engine", "delegation", "blobs")
+NAMES = (*USUAL, "engine", "delegation", "blobs", "mqtt")
 
 
 def main(names: list[str]) -> int:
