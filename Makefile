@@ -81,9 +81,9 @@ bench-mqtt: ## a job over MQTT against the same over HTTP, and 1,000 sensor mess
 	@$(DEV)
 	$(BIN)/python -m tests.bench mqtt
 
-soak-mqtt: ## a flood of 5,000 requests over MQTT: each answered or refused, once
+soak-mqtt: ## a flood of 5,000 requests over MQTT, each answered or refused once, and shoal demo --mqtt
 	@$(DEV)
-	SHOAL_SOAK_MQTT=$${SHOAL_SOAK_MQTT:-5000} $(BIN)/python -m pytest -s tests/integration/test_mqtt_jobs.py -k flood $(ARGS)
+	SHOAL_SOAK_MQTT=$${SHOAL_SOAK_MQTT:-5000} $(BIN)/python -m pytest -s tests/integration/test_mqtt_jobs.py tests/integration/test_demo.py -k 'flood or mqtt_does' $(ARGS)
 
 soak: ## 2,000 jobs of every kind on the engine: each gets its end, nothing is left (SHOAL_SOAK_SEED=7 for others)
 	@$(DEV)

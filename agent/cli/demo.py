@@ -39,7 +39,7 @@ class Measured:
     tokens: int = 0
 
 
-class _Teller:
+class Teller:
     """Tells what is going on: on standard output for people, on standard error when that is kept for JSON."""
 
     def __init__(self, steps: int, as_json: bool) -> None:
@@ -50,11 +50,13 @@ class _Teller:
         self._last_second = -1
 
     def step(self, text: str) -> None:
+        """The next step begins."""
         self._step += 1
         self._end_tick()
         self.say(f"\n[{self._step}/{self._steps}] {text}")
 
     def say(self, text: str, newline: bool = True) -> None:
+        """Tell something."""
         self._end_tick()
         click.echo(text, nl=newline, err=self._as_json)
 
@@ -110,7 +112,7 @@ def ask(box: Box, model: str, question: str, max_tokens: int, on_text: Callable[
     return found
 
 
-def _interrupt(sensor: Box, jetson: Box, teller: _Teller) -> float:
+def _interrupt(sensor: Box, jetson: Box, teller: Teller) -> float:
     """Kill the provider in mid-stream; milliseconds until the client has the error."""
     killed = 0.0
 
@@ -135,7 +137,7 @@ def _interrupt(sensor: Box, jetson: Box, teller: _Teller) -> float:
     raise DemoError("the stream ended as if nothing had happened")
 
 
-def _recover(sensor: Box, jetson: Box, teller: _Teller) -> float:
+def _recover(sensor: Box, jetson: Box, teller: Teller) -> float:
     """Start the provider again; milliseconds from its being ready to the consumer's next whole answer."""
     jetson.start()
     jetson.wait("loading the model", jetson.is_ready, teller.tick)
@@ -153,7 +155,7 @@ def _recover(sensor: Box, jetson: Box, teller: _Teller) -> float:
     return round(after, 1)
 
 
-def run_demo(model: Path, teller: _Teller) -> dict[str, Any]:
+def run_demo(model: Path, teller: Teller) -> dict[str, Any]:
     """The whole demo; returns what `--json` prints. Raises DemoError or ClientError if any of it did not happen."""
     with tempfile.TemporaryDirectory(prefix="shoal-demo-") as folder:
         holdings = {"sensor-1": None, "pos-1": None, "jetson-1": model}
@@ -211,14 +213,23 @@ def run_demo(model: Path, teller: _Teller) -> dict[str, Any]:
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object as the last line of standard output")
 @click.option("-o", "--output", "form", type=click.Choice(["text", "json"]), default="text", help="the same as --json")
 @click.option("--model", type=click.Path(path_type=Path), help="a GGUF file to use  [default: SmolLM2-135M]")
-def demo(as_json: bool, form: str, model: Path | None) -> None:
+@click.option("--mqtt", is_flag=True, help="ask over an MQTT broker instead, which this starts (mosquitto)")
+@click.option("--keep", is_flag=True, help="with --mqtt: go on until interrupted, so that you can ask yourself")
+def demo(as_json: bool, form: str, model: Path | None, mqtt: bool, keep: bool) -> None:
     """Watch one box borrow another's model, on this machine, with real processes and a real model."""
     as_json = as_json or form == "json"
-    teller = _Teller(6, as_json)
+    if keep and not mqtt:
+        raise click.UsageError("--keep goes with --mqtt")
+    teller = Teller(4 if mqtt else 6, as_json)
     try:
         if model is not None and not model.is_file():
             raise DemoError(f"there is no model file {model}")
-        result = run_demo(model or find_model(), teller)
+        if mqtt:
+            from agent.cli.demo_mqtt import run_mqtt_demo
+
+            result = run_mqtt_demo(model or find_model(), teller, keep)
+        else:
+            result = run_demo(model or find_model(), teller)
     except (DemoError, ClientError) as error:
         message = error.message if isinstance(error, ClientError) else str(error)
         if as_json:

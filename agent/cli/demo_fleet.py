@@ -55,8 +55,8 @@ class Box:
         self.name = name
         self.model = model
         self.identity = Identity.from_seed(secrets.token_bytes(32))
-        self.http_port = _free_port()
-        self.p2p_port = _free_port()
+        self.http_port = free_port()
+        self.p2p_port = free_port()
         self.client = AgentClient(f"http://127.0.0.1:{self.http_port}")
         self._folder = folder / name
         self._process: subprocess.Popen[bytes] | None = None
@@ -71,8 +71,8 @@ class Box:
         """What the agent wrote to standard error."""
         return self._folder / "agent.log"
 
-    def configure(self, others: list[Box]) -> None:
-        """Write the configuration: listen on loopback, and dial the others."""
+    def configure(self, others: list[Box], broker: str | None = None) -> None:
+        """Write the configuration: listen on loopback, dial the others, and take jobs of a broker if there is one."""
         self._folder.mkdir(parents=True)
         config: dict[str, Any] = {
             "name": self.name,
@@ -87,6 +87,8 @@ class Box:
             # Three boxes share this machine, which may be as busy and as slow as it is.
             "routing": {"threshold": 0.0, "borrow_only_below": 0.0, "max_cpu": 1.0, "max_memory": 1.0},
         }
+        if broker is not None:
+            config["mqtt"] = {"url": broker}
         if self.model is not None:
             config["models"] = [{"path": str(self.model.resolve()), "name": MODEL_NAME}]
         (self._folder / "shoal.yaml").write_text(yaml.safe_dump(config))
@@ -100,7 +102,7 @@ class Box:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
                 start_new_session=True,
             )
 
@@ -155,12 +157,17 @@ class Box:
 
 
 @contextmanager
-def boxes(folder: Path, holdings: dict[str, Path | None]) -> Iterator[list[Box]]:
-    """Configure boxes that all know one another; whatever happens, none outlives the block."""
+def boxes(
+    folder: Path, holdings: dict[str, Path | None], *, fleet: str = "demo", brokers: dict[str, str] | None = None
+) -> Iterator[list[Box]]:
+    """Configure boxes that all know one another; whatever happens, none outlives the block.
+
+    `brokers` has the MQTT broker of those that have one, by the box's name.
+    """
     made = [Box(folder, name, model) for name, model in holdings.items()]
-    genesis, certificates = _found_fleet([box.identity for box in made])
+    genesis, certificates = _found_fleet([box.identity for box in made], fleet)
     for box in made:
-        box.configure([other for other in made if other is not box])
+        box.configure([other for other in made if other is not box], (brokers or {}).get(box.name))
         offer_to_disk(folder / box.name / "state", genesis, certificates)
     try:
         yield made
@@ -169,10 +176,10 @@ def boxes(folder: Path, holdings: dict[str, Path | None]) -> Iterator[list[Box]]
             box.stop()
 
 
-def _found_fleet(members: list[Identity]) -> tuple[Genesis, list[bytes]]:
+def _found_fleet(members: list[Identity], name: str) -> tuple[Genesis, list[bytes]]:
     """A fleet of these boxes: its genesis, and its certificates for them; the key of its admin is not kept."""
     admin = Identity.from_seed(secrets.token_bytes(32))
-    genesis = Genesis.new("demo", (), (admin.public_key,))
+    genesis = Genesis.new(name, (), (admin.public_key,))
     clock = HybridClock()
     now = int(time.time() * 1000)
     certificates = [
@@ -190,12 +197,16 @@ def _found_fleet(members: list[Identity]) -> tuple[Genesis, list[bytes]]:
     return genesis, [op.raw for op in certificates]
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Runs in the child before exec: the demo's agents do not outlive a demo that is killed."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _free_port() -> int:
+def free_port(wanted: int = 0) -> int:
+    """A TCP port of loopback that is free now: the one that is wanted, where it is, else any."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError:
+            probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

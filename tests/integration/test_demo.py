@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -41,6 +42,18 @@ def test_the_demo_does_all_it_says_and_ends_with_one_json_object() -> None:
     assert all(result[key] > 0 for key in KEYS - {"asked", "served_by", "model", "text"})
     assert result["interrupted_after_ms"] <= 3000
     assert "[6/6]" in done.stderr
+
+
+@pytest.mark.model
+@pytest.mark.mosquitto
+@pytest.mark.skipif("SHOAL_SOAK_MQTT" not in os.environ, reason="takes half a minute; make soak-mqtt runs it")
+def test_the_demo_of_mqtt_does_all_it_says() -> None:
+    done = run_demo("--mqtt", "--json", "--model", str(model_path()))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["asked"], result["accepted_by"], result["served_by"]) == ("till-1", "till-1", "jetson-1")
+    assert (result["job"], bool(result["text"].strip())) == ("demo-1", True)
+    assert "[4/4]" in done.stderr
 
 
 def test_a_model_that_is_not_there_is_said_so() -> None:
