@@ -220,8 +220,20 @@ class JobDesk:
     async def _store(self, work: Work, taken: Change) -> None:
         await self._journal.written(taken)
         work.stored.set()
-        work.settle()
         self._accept(work)
+        if self._nursery is not None:
+            self._nursery.start_soon(self._settle, work, taken)
+
+    async def _settle(self, work: Work, taken: Change) -> None:
+        """Acknowledge a request once it is there for good; its answer does not wait for that."""
+        try:
+            await self._journal.synced(taken)
+        except JournalError as error:
+            # The broker has it still, and sends it again.
+            self._counts.note("journal_failed")
+            log.warning("mqtt.not_synced", job=work.row.id, reason=error.message)
+            return
+        work.settle()
 
     def _accept(self, work: Work) -> None:
         if work.ours and work.stored.is_set() and not work.accepted.is_set():

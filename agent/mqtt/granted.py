@@ -33,7 +33,9 @@ class Granted:
 def granted(version: int, session: bool, properties: object) -> Granted:
     """What holds on a connection; `properties` is paho's, of the CONNACK."""
     if version < 5:
-        return Granted(version, session)
+        # Not every broker of 3.1.1 has shared subscriptions, and one that has none says nothing. So every box is sent
+        # every job there, and claims say whose it is.
+        return Granted(version, session, shares=False)
 
     def said(name: str, otherwise: int, least: int, most: int) -> int:
         value: Any = getattr(properties, name, otherwise)

@@ -1,14 +1,16 @@
 """Jobs and answers on disk: SQLite, written in groups, so that a job that was acknowledged outlasts the agent.
 
-A request is acknowledged to the broker after its commit, which is synced; an answer is committed before it is sent, and
-deleted when the broker has it. So a box that is killed runs its jobs again at its next start, and sends what it had
-not sent. Answers are kept for KEEP seconds beside: a request that comes again with the same id gets the same answer.
+A request is acknowledged to the broker once it is synced; an answer is committed before it is sent, and deleted when
+the broker has it. Commits do not wait for syncs: what was committed is there after a kill, what was synced after a
+power cut too. So a box that is killed runs its jobs again at its next start, and sends what it had not sent. Answers
+are kept for KEEP seconds beside: a request that comes again with the same id gets the same answer.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -109,6 +111,10 @@ class Journal:
         self._wall = wall
         self._connection: sqlite3.Connection | None = None
         self._waiting: list[Change] = []
+        #: What is committed and is to be synced, and SQLite's log, in which it is.
+        self._unsynced: list[Change] = []
+        self._unsynced_more = trio.Event()
+        self._log: int | None = None
         self._more = trio.Event()
         self._commits = 0
         self._next_seq = 1
@@ -144,6 +150,7 @@ class Journal:
         db = self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
         path.chmod(0o600)
         db.execute("pragma journal_mode = wal")
+        db.execute("pragma synchronous = normal")
         db.executescript(_SCHEMA)
         version = db.execute("pragma user_version").fetchone()[0]
         if version not in (0, _VERSION):
@@ -157,6 +164,9 @@ class Journal:
 
     def close(self) -> None:
         """Let go of the files."""
+        if self._log is not None:
+            os.close(self._log)
+            self._log = None
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -164,14 +174,18 @@ class Journal:
     # --- what to write -----------------------------------------------------------------------------------------------
 
     def take(self, job: JobRow) -> Change:
-        """A job, to be there after a power cut too; `written` waits for that."""
+        """A job, to be there after a power cut too; `synced` waits for that."""
         return self._put((_INSERT_JOB, _job_values(job)), sync=True)
 
     async def written(self, change: Change) -> None:
-        """Return when it is on the disk. Raises JournalError. Cancelling leaves it to be written."""
+        """Return when it is committed. Raises JournalError. Cancelling leaves it to be written."""
         await change.done.wait()
-        if change.problem:
-            raise JournalError(f"the journal of jobs cannot be written ({change.problem}); check the disk of state_dir")
+        change.check()
+
+    async def synced(self, change: Change) -> None:
+        """Return when it is there for good. Raises JournalError. Cancelling leaves it to be synced."""
+        await change.synced.wait()
+        change.check()
 
     def began(self, job: str, tries: int) -> None:
         """The job was begun so many times."""
@@ -217,14 +231,44 @@ class Journal:
     async def run(self) -> None:
         """Write until cancelled; what waits then is written before it returns."""
         try:
-            while True:
-                await self._more.wait()
-                self._more = trio.Event()
-                while self._waiting:
-                    await self._commit()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._keep_synced)
+                while True:
+                    await self._more.wait()
+                    self._more = trio.Event()
+                    while self._waiting:
+                        await self._commit()
         finally:
             while self._waiting:
                 await self._commit()
+            await self._sync()
+
+    async def _keep_synced(self) -> None:
+        while True:
+            await self._unsynced_more.wait()
+            self._unsynced_more = trio.Event()
+            await self._sync()
+
+    async def _sync(self) -> None:
+        """Have the log of commits synced, and what was in it with it."""
+        batch, self._unsynced = self._unsynced, []
+        if not batch:
+            return
+        with trio.CancelScope(shield=True):
+            problem = await trio.to_thread.run_sync(self._sync_log)
+        for change in batch:
+            change.problem = problem
+            change.synced.set()
+
+    def _sync_log(self) -> str:
+        """What SQLite does at each commit with synchronous = full; returns why not, empty where it worked."""
+        try:
+            if self._log is None:
+                self._log = os.open(f"{self.folder / _DATABASE}-wal", os.O_RDONLY | os.O_CLOEXEC)
+            os.fsync(self._log)
+        except OSError as error:
+            return str(error.strerror or error)
+        return ""
 
     async def _commit(self) -> None:
         batch, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
@@ -238,6 +282,12 @@ class Journal:
         for change in batch:
             change.problem = problem
             change.done.set()
+            if change.wants_sync:
+                if problem:
+                    change.synced.set()
+                else:
+                    self._unsynced.append(change)
+                    self._unsynced_more.set()
 
     def _write(self, batch: Sequence[Change], tidy: bool) -> str:
         """Commit changes together; returns why not, empty where it worked."""
@@ -245,10 +295,6 @@ class Journal:
         if db is None:
             return "it is closed"
         try:
-            # A request must be there after a power cut, since its sender was told that it is; an answer that is lost
-            # with the power is made again.
-            sync = "full" if any(change.sync for change in batch) else "normal"
-            db.execute(f"pragma synchronous = {sync}")
             db.execute("begin immediate")
             for change in batch:
                 for statement, values in change.statements:
@@ -277,9 +323,15 @@ class Change:
 
     def __init__(self, statements: Sequence[_Statement], sync: bool) -> None:
         self.statements = statements
-        self.sync = sync
+        self.wants_sync = sync
         self.done = trio.Event()
+        self.synced = trio.Event()
         self.problem = ""
+
+    def check(self) -> None:
+        """Raises JournalError where it could not be written."""
+        if self.problem:
+            raise JournalError(f"the journal of jobs cannot be written ({self.problem}); check the disk of state_dir")
 
 
 _JOB_COLUMNS: Final = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket as socket_module
 import struct
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -37,6 +38,8 @@ _QUICK_ACK: Final[int | None] = getattr(socket_module, "TCP_QUICKACK", None)
 _READ: Final = 16 * 1024
 #: Bytes that wait to be sent, past which deltas are left out.
 CROWDED: Final = 1024 * 1024
+#: Messages that wait for the broker to acknowledge others, past which no more are taken that nobody needs.
+MOST_HELD: Final = 1024
 #: Messages that may wait for our acknowledgement; a broker that sends more breaks its word.
 _MOST_UNACKED: Final = 4096
 #: What paho 2.1 and 2.2 raise for bytes that are no MQTT, besides what they turn into an error code.
@@ -95,6 +98,10 @@ class Session:
         #: Who waits for the acknowledgement of a message, by its mid, and for that of a subscription.
         self._waiting: dict[int, Callable[[str], None]] = {}
         self._subscribing: dict[int, tuple[trio.Event, list[str]]] = {}
+        #: Messages that the broker has not acknowledged, and those that wait for it to have done so: sending more than
+        #: its Receive Maximum would end the connection.
+        self._flying: set[int] = set()
+        self._held: deque[Callable[[], None]] = deque()
         self._paho = self._make()
 
     def _make(self) -> _Paho:
@@ -254,7 +261,7 @@ class Session:
     @property
     def crowded(self) -> bool:
         """Whether much is waiting to be sent."""
-        return len(self._pipe.out) > CROWDED
+        return len(self._pipe.out) > CROWDED or len(self._held) > MOST_HELD
 
     def fits(self, topic: str, payload: bytes, sent: Sent = PLAIN) -> bool:
         """Whether the broker takes a message of this size."""
@@ -271,13 +278,17 @@ class Session:
         sent: Sent = PLAIN,
         done: Callable[[str], None] | None = None,
     ) -> None:
-        """Send a message at once. `done` is called when the broker has it, with its reason where it refuses it.
-
-        It is called neither where the connection ends before, nor where the broker grants QoS 0 alone: then at once.
+        """Send a message, as soon as the broker takes one. `done` is called when it has it, with its reason where it
+        refuses it; at once where it grants QoS 0 alone, and never where the connection ends before.
         """
         qos = min(qos, self.granted.most_qos)
+        if qos and len(self._flying) >= self.granted.window:
+            self._held.append(lambda: self.publish(topic, payload, qos=qos, retain=retain, sent=sent, done=done))
+            return
         properties = self._properties(PacketTypes.PUBLISH, sent)
         info = self._paho.publish(topic, payload, qos, retain and self.granted.retains, properties)
+        if qos:
+            self._flying.add(info.mid)
         if done is not None:
             if qos:
                 self._waiting[info.mid] = done
@@ -403,6 +414,10 @@ class Session:
         done = self._waiting.pop(mid, None)
         if done is not None:
             done(str(code) if code.is_failure else "")
+        if mid in self._flying:
+            self._flying.discard(mid)
+            if self._held:
+                self._held.popleft()()
 
     def _on_subscribed(
         self, _client: object, _data: object, mid: int, codes: Sequence[ReasonCode], _properties: object

@@ -25,7 +25,7 @@ class Work:
     asked: Asked
     settle: Callable[[], None]
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    #: The journal has the job; it is its turn; its client was told that it is accepted.
+    #: The journal has the job, by its last commit; it is its turn; its client was told that it is accepted.
     stored: trio.Event = field(default_factory=trio.Event)
     turn: trio.Event = field(default_factory=trio.Event)
     accepted: trio.Event = field(default_factory=trio.Event)

@@ -343,6 +343,19 @@ def test_a_job_during_which_the_box_ends_each_time_is_given_up(tmp_path: Path) -
     assert (error["job"], error["code"], error["retryable"]) == ("a", "interrupted", False)
 
 
+def test_where_every_box_is_sent_every_job_one_of_them_runs_it(tmp_path: Path) -> None:
+    with broker(tmp_path) as one:
+        # In 3.1.1 nobody knows whether the broker has shared subscriptions.
+        boxes = [MqttBox(name, one.url, tmp_path, config={"protocol": "3.1.1"}) for name in ("till-1", "till-2")]
+        with running(*boxes), requester(one, ANSWERS) as client:
+            for number in range(20):
+                client.publish("shoal/v1/shops/infer/request", ask(job=f"j{number}"), wait=False)
+            answered = [client.next("/result")["job"] for _ in range(20)]
+            until(lambda: sum(box.counts["lease_given_way"] for box in boxes) == 20)
+    assert set(answered) == {f"j{number}" for number in range(20)}
+    assert sum(len(box.jobs) for box in boxes) == 20
+
+
 def test_of_two_boxes_on_one_broker_one_runs_a_job_whoever_it_is_sent_to(tmp_path: Path) -> None:
     with broker(tmp_path) as one:
         boxes = [MqttBox(name, one.url, tmp_path) for name in ("till-1", "till-2")]

@@ -118,7 +118,7 @@ async def write(journal: Journal, *jobs: JobRow, answer: Entry | None = None, dr
     async with trio.open_nursery() as nursery:
         nursery.start_soon(journal.run)
         for job in jobs:
-            await journal.written(journal.take(job))
+            await journal.synced(journal.take(job))
         if answer is not None:
             await journal.finish(jobs[0].id, answer)
         if drop:

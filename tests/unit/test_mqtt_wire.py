@@ -131,6 +131,40 @@ def test_how_a_connection_ends_says_what_to_try_next(data: bytes, failure: str) 
     assert session_that_reads(data)[1] == failure
 
 
+def test_no_more_is_sent_than_the_broker_has_said_it_takes() -> None:
+    """CONNACK with a Receive Maximum of 2: of five messages two go out, then one more for each that is acknowledged."""
+
+    async def main() -> None:
+        ours, theirs = trio.testing.memory_stream_pair()
+        session = Session(ours, Options("id", "w"), lambda message: None)
+        refused: list[str] = []
+
+        async def published() -> list[bytes]:
+            await trio.testing.wait_all_tasks_blocked()
+            data, found = bytes(await theirs.receive_some()), []
+            while data:
+                size = 2 + data[1]
+                if data[0] >> 4 == 3:
+                    found.append(data[size - 1 : size])
+                data = data[size:]
+            return found
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(theirs.send_all, packet(0x20, b"\x00\x00\x03\x21\x00\x02"))
+            granted = await nursery.start(session.run)
+            assert granted.window == 2
+            await theirs.receive_some()
+            for number in b"abcde":
+                session.publish("t", bytes([number]), done=refused.append)
+            assert await published() == [b"a", b"b"]
+            await theirs.send_all(packet(0x40, b"\x00\x01") + packet(0x40, b"\x00\x02\x87"))
+            assert await published() == [b"c", b"d"]
+            assert refused == ["", "Not authorized"]
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     st.booleans(),
