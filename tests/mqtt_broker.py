@@ -42,6 +42,7 @@ class Broker:
 
     def __init__(self, folder: Path, config: str = "", listener: str = OPEN, keep: bool = False) -> None:
         """With `keep` it writes what it has to disk at every change, as a bridge needs it; that takes its time."""
+        self._binary = mosquitto()
         self.port = free_port()
         self.url = f"mqtt://127.0.0.1:{self.port}"
         self.folder = folder / f"broker-{self.port}"
@@ -66,7 +67,7 @@ class Broker:
     def start(self) -> Broker:
         """Start it, and return when it listens."""
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen([mosquitto(), "-c", str(self._config)], stdout=log, stderr=log)
+            self._process = subprocess.Popen([self._binary, "-c", str(self._config)], stdout=log, stderr=log)
         began = time.monotonic()
         while True:
             try:

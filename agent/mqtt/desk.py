@@ -211,6 +211,7 @@ class JobDesk:
         except* DrainingError:
             log.info("mqtt.left_for_next_start", job=work.row.id)
         except* Exception as group:  # noqa: BLE001 - told to its client, and logged where it is none of ours
+            what = "error"
             payload = self._failure(work, group)
         finally:
             self._ended(work)
@@ -218,7 +219,15 @@ class JobDesk:
             await self._say(work, what, payload)
 
     async def _store(self, work: Work, taken: Change) -> None:
-        await self._journal.written(taken)
+        try:
+            await self._journal.written(taken)
+        except JournalError as error:
+            # The job is run all the same: the broker has the request until its answer is there.
+            self._counts.note("journal_failed")
+            log.warning("mqtt.not_journalled", job=work.row.id, reason=error.message)
+            work.unwritten = True
+            self._accept(work)
+            return
         work.stored.set()
         self._accept(work)
         if self._nursery is not None:
@@ -236,7 +245,7 @@ class JobDesk:
         work.settle()
 
     def _accept(self, work: Work) -> None:
-        if work.ours and work.stored.is_set() and not work.accepted.is_set():
+        if work.ours and (work.stored.is_set() or work.unwritten) and not work.accepted.is_set():
             work.accepted.set()
             self._say_accepted(work)
 
@@ -354,9 +363,6 @@ class JobDesk:
         if found is None:
             log.error("mqtt.internal", job=work.row.id, exc_info=group)
             found = problem("engine", f"the job failed unexpectedly; look for job mqtt-{work.row.id} in this box's log")
-        if any(isinstance(one, JournalError) for one in errors):
-            self._counts.note("journal_failed")
-            found = problem("overloaded", str(errors[0]), 5000)
         return self._error(work, found)
 
     def _error(self, work: Work, found: Problem) -> bytes:

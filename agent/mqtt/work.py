@@ -31,6 +31,8 @@ class Work:
     accepted: trio.Event = field(default_factory=trio.Event)
     #: Whether it is settled that this box runs it.
     ours: bool = False
+    #: Whether the journal cannot be written; the broker keeps the request until it is answered.
+    unwritten: bool = False
     #: Whether it is of an earlier process of this box.
     replayed: bool = False
     displaced: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -16,13 +17,29 @@ pytestmark = [pytest.mark.mosquitto, pytest.mark.model]
 LIMIT = 60.0
 
 
+#: A pipeline for boxes that are gateways.
+DOORS = {
+    "topics": ["shop/+/door"],
+    "model": "smollm2-135m-instruct",
+    "prompt": "The door is {value}. Is it open or shut?",
+    "answer": {
+        "type": "object",
+        "properties": {"state": {"enum": ["open", "shut"]}},
+        "required": ["state"],
+        "additionalProperties": False,
+    },
+    "selector": {"labels": {"role": "gateway"}},
+}
+
+
 def knows_a_model(box: Agent) -> bool:
     return bool(httpx.get(f"{box.url}/v1/models", timeout=10).json()["data"])
 
 
 def test_a_box_without_a_model_delegates_jobs_and_one_that_is_killed_in_mid_job_answers_once(tmp_path: Path) -> None:
     with broker(tmp_path) as one:
-        boxes = {"till-1": {"mqtt": {"url": one.url, "fleet": "shops"}}, "jetson-1": holding_smollm2()}
+        till_config = {"mqtt": {"url": one.url, "fleet": "shops"}, "labels": {"role": "gateway"}}
+        boxes = {"till-1": till_config, "jetson-1": holding_smollm2()}
         with agents(tmp_path, boxes) as (till, _), requester(one, "shoal/v1/shops/#") as client:
             deadline = time.monotonic() + LIMIT
             while not knows_a_model(till):
@@ -44,6 +61,12 @@ def test_a_box_without_a_model_delegates_jobs_and_one_that_is_killed_in_mid_job_
             till.start()
             again = client.next("/result", LIMIT, job="story")
             assert client.quiet("/result", 1.0)
+            # A pipeline of the fleet document, for boxes with this label; the model has to obey the schema.
+            till.offer(till.fleet.write("cfg", "pipe/doors", DOORS))
+            while client.quiet("/insight/doors", 1.0):
+                client.publish("shop/b/door", "open")
+                assert time.monotonic() < deadline + 2 * LIMIT
+            insight = json.loads(next(m.payload for m in client.seen if m.topic.endswith("/insight/doors")))
             status = [m for m in client.seen if m.topic.endswith("/status")]
             metrics = httpx.get(f"{till.url}/metrics", timeout=10).text
             facts = httpx.get(f"{till.url}/v1/fleet/self", timeout=10).json()["mqtt"]
@@ -58,3 +81,5 @@ def test_a_box_without_a_model_delegates_jobs_and_one_that_is_killed_in_mid_job_
     assert 'shoal_mqtt_events_total{event="job_replayed"} 1.0' in metrics
     assert facts["state"] == "connected"
     assert '"outcome":"ok"' in audit
+    assert insight["answer"]["state"] in ("open", "shut")
+    assert insight["served_by"] == "jetson-1"

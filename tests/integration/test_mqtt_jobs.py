@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import threading
 import time
@@ -449,6 +450,30 @@ def test_a_job_that_is_not_its_turn_in_time_is_told_so(tmp_path: Path) -> None:
             gate.let.set()
             client.next("/result", job="first")
     assert (error["code"], error["retryable"]) == ("deadline", True)
+
+
+def test_a_disk_that_is_full_is_said_and_no_job_is_lost_for_it(tmp_path: Path) -> None:
+    with broker(tmp_path) as one:
+        box = MqttBox("till-1", one.url, tmp_path)
+        with running(box), requester(one, ANSWERS) as client:
+            client.publish(box.topics.own_request, "hello?")
+            client.next("/result")
+            (database,) = (tmp_path / "till-1").rglob("journal.db")
+            other = sqlite3.connect(database, isolation_level=None)
+            other.execute("begin exclusive")  # whatever keeps a disk from taking what is written, takes its time
+            assert box.room is not None
+            connection = box.room._desk._journal._connection  # type: ignore[union-attr]
+            connection.execute("pragma busy_timeout = 50")  # type: ignore[union-attr]
+            client.publish(box.topics.own_request, ask(job="a"))
+            client.next("/result", job="a")
+            other.execute("rollback")
+            until(lambda: box.room is not None and not box.room.gauges.outbox)
+            other.close()
+        with running(box), requester(one, ANSWERS) as client:
+            # It was acknowledged when it was answered: the broker does not send it again.
+            assert client.quiet("/result")
+    assert len(box.jobs) == 2
+    assert box.counts["job_replayed"] == 0
 
 
 def test_vectors_come_as_numbers_and_too_many_of_them_as_an_error(tmp_path: Path) -> None:
