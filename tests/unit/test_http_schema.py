@@ -50,7 +50,7 @@ def refusal(call: Any, *args: Any, **fields: Any) -> BadRequestError:
 def test_a_plain_chat_takes_the_defaults_of_the_box() -> None:
     asked = chat()
     assert asked.job.request.sampling == Sampling()
-    assert (asked.job.policy, asked.job.on_interrupt) == ("prefer", "error")
+    assert (asked.job.policy, asked.job.substitution, asked.job.on_interrupt) == (None, None, "error")
     assert (asked.kind, asked.stream, asked.include_usage) == ("chat", False, False)
     assert asked.job.request.job == "job-1"
 
