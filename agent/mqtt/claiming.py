@@ -20,7 +20,7 @@ CLAIM_KEEP: Final = 600.0
 
 
 class Claims:
-    """The claims of one box. `on_other` is called with a job that is this box's where another one claims it."""
+    """The claims of one box. `on_other` is called with a job that is this box's and that another one was sent."""
 
     def __init__(self, topics: Topics, client: MqttClient, counts: Counts, wall: Callable[[], float]) -> None:
         self.on_other: Callable[[str], None] = lambda job: None
@@ -92,8 +92,10 @@ class Claims:
 
     def _claim(self, row: JobRow) -> None:
         until = row.deadline + CLAIM_KEEP
+        granted = self._client.granted
+        payload = claim_payload(row.id, until, granted is not None and granted.shares)
         sent = Sent(expiry=round(until - self._wall()))
-        self._client.send_now(self._topics.lease(row.id), claim_payload(row.id, until), qos=1, retain=True, sent=sent)
+        self._client.send_now(self._topics.lease(row.id), payload, qos=1, retain=True, sent=sent)
 
     def _take_back(self, job: str) -> None:
         self._client.send_now(self._topics.lease(job), b"", qos=1, retain=True)
@@ -120,7 +122,7 @@ class Claims:
             if own:
                 if job in self._open:
                     self._open[job][1].set()
-            elif not message.retain and self.holder(job) == self._topics.node:
+            elif claim.alone and not message.retain and self.holder(job) == self._topics.node:
                 self.on_other(job)
 
     def availability(self, message: Incoming) -> None:

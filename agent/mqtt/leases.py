@@ -26,15 +26,17 @@ _MAX_BYTES: Final = 1024
 
 @dataclass(frozen=True)
 class Claim:
-    """That `node` has a job, until `until` by the wall clock."""
+    """That `node` has a job, until `until` by the wall clock. `alone` says that it was sent to no other box: then a box
+    that has the job already knows that its client has sent it again."""
 
     node: str
     until: float
+    alone: bool = False
 
 
-def claim_payload(job: str, until: float) -> bytes:
+def claim_payload(job: str, until: float, alone: bool) -> bytes:
     """A claim as it is published."""
-    return json.dumps({"v": 1, "job": job, "until": round(until, 1)}, separators=(",", ":")).encode()
+    return json.dumps({"v": 1, "job": job, "until": round(until, 1), "alone": alone}, separators=(",", ":")).encode()
 
 
 def read_claim(node: str, job: str, payload: bytes, now: float) -> Claim | None:
@@ -48,7 +50,7 @@ def read_claim(node: str, job: str, payload: bytes, now: float) -> Claim | None:
     until = facts.get("until") if isinstance(facts, dict) and facts.get("job") == job else None
     if isinstance(until, bool) or not isinstance(until, int | float):
         return None
-    return Claim(node, min(float(until), now + MAX_LEASE))
+    return Claim(node, min(float(until), now + MAX_LEASE), facts.get("alone") is True)
 
 
 class Leases:

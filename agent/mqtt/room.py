@@ -210,7 +210,9 @@ class MqttRoom:
         before = _filters(meta.get("filters", ""))
 
         def subscriptions(granted: Granted) -> Sequence[Wanted]:
-            wanted = [Wanted(topics.cancels), Wanted(topics.availabilities), Wanted(topics.leases)]
+            # Claims have to come in one order, and mosquitto 2.0.11 does not keep it for QoS 1: what waits for the window
+            # of messages on their way is overtaken by what comes when there is room again.
+            wanted = [Wanted(topics.cancels), Wanted(topics.availabilities), Wanted(topics.leases, qos=0)]
             if not self._leaving:
                 wanted.append(Wanted(topics.own_request, live=True))
             if self._config.ingress and not self._leaving:

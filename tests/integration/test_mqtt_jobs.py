@@ -353,6 +353,7 @@ def test_where_every_box_is_sent_every_job_one_of_them_runs_it(tmp_path: Path) -
                 client.publish("shoal/v1/shops/infer/request", ask(job=f"j{number}"), wait=False)
             answered = [client.next("/result")["job"] for _ in range(20)]
             until(lambda: sum(box.counts["lease_given_way"] for box in boxes) == 20)
+            assert client.quiet("/result")
     assert set(answered) == {f"j{number}" for number in range(20)}
     assert sum(len(box.jobs) for box in boxes) == 20
 

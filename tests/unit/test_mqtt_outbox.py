@@ -90,8 +90,9 @@ def test_what_a_box_claimed_that_has_gone_is_free_also_when_it_is_back() -> None
 
 
 def test_a_claim_is_read_strictly_and_lasts_a_day_at_most() -> None:
-    assert read_claim(A, "j", claim_payload("j", 50.0), 0.0) == Claim(A, 50.0)
-    assert read_claim(A, "j", claim_payload("j", 1e12), 5.0) == Claim(A, 5.0 + MAX_LEASE)
+    assert read_claim(A, "j", claim_payload("j", 50.0, True), 0.0) == Claim(A, 50.0, True)
+    assert read_claim(A, "j", claim_payload("j", 1e12, False), 5.0) == Claim(A, 5.0 + MAX_LEASE)
+    assert read_claim(A, "j", b'{"job":"j","until":5,"alone":1}', 0.0) == Claim(A, 5.0)
     for payload in (
         b"",
         b"x",
