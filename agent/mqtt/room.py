@@ -210,8 +210,8 @@ class MqttRoom:
         before = _filters(meta.get("filters", ""))
 
         def subscriptions(granted: Granted) -> Sequence[Wanted]:
-            # Claims have to come in one order. mosquitto 2.0.11 does not keep it for QoS 1: what waits until fewer messages
-            # are on their way is overtaken by what comes then.
+            # Claims have to come in one order. mosquitto 2.0.11 does not keep it for QoS 1: what waits until fewer
+            # messages are on their way is overtaken by what comes then.
             wanted = [Wanted(topics.cancels), Wanted(topics.availabilities), Wanted(topics.leases, qos=0)]
             if not self._leaving:
                 wanted.append(Wanted(topics.own_request, live=True))
