@@ -195,8 +195,8 @@ def test_cancelling_keeps_what_has_come(tmp_path: Path) -> None:
                 nursery.cancel_scope.cancel()
             again = Account(held.manifest)
             await getter.get(held.manifest, again)
-            assert again.progress().moved <= SIZE - 2 * MIB
-            assert found.blocks >= 2
+            assert found.bytes > MIB, "one of the two may be the last block, which is short"
+            assert again.progress().moved <= SIZE - found.bytes
 
     trio.run(main)
 
