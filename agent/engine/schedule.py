@@ -60,10 +60,12 @@ class Slice:
 
 
 def plan(running: Sequence[Running], batch: int, chunk: int, alone: int) -> list[Slice]:
-    """The next step, of at most `batch` tokens: one of each that generates, and `chunk` of prompts beside those.
+    """The next step, of at most `batch` tokens: one of each that generates, and some of prompts beside those.
 
-    Where nothing generates, the step is `alone` tokens of prompts. Of what there is for prompts, the oldest gets half,
-    so that it comes to its end; the shortest get the rest, so that they need not wait for it.
+    That is `chunk` tokens, and more where more are at their prompts than generate: long steps are read faster, and as
+    few wait for them as there are. It is never more than `alone`, which is what a step takes where nothing generates.
+    Of what there is for prompts, the oldest gets half, so that it comes to its end; the shortest get the rest, so that
+    they need not wait for it.
     """
     step: list[Slice] = []
     prompts: list[Running] = []
@@ -73,7 +75,8 @@ def plan(running: Sequence[Running], batch: int, chunk: int, alone: int) -> list
             prompts.append(one)
         elif pending and len(step) < batch:
             step.append(Slice(one, one.decoded, 1))
-    room = min(batch - len(step), chunk if step else alone)
+    wanted = min(alone, chunk * max(1, len(prompts) // len(step))) if step else alone
+    room = min(batch - len(step), wanted)
     if not prompts or room <= 0:
         return step
     prompts.sort(key=lambda one: one.order)

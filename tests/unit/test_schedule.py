@@ -36,11 +36,11 @@ def test_a_step_is_within_its_bounds_and_nobody_that_generates_is_left_out(
         assert each.completes == (each.count == each.sequence.pending)
     generating = {each.id for each in running if each.pending == 1}
     assert generating <= set(shares(slices))
-    if generating:
-        assert sum(count for id, count in shares(slices).items() if id not in generating) <= chunk
-    else:
-        assert sum(shares(slices).values()) <= alone
     prompts = [each for each in running if each.pending != 1]
+    of_prompts = sum(count for id, count in shares(slices).items() if id not in generating)
+    assert of_prompts <= alone
+    if generating:
+        assert of_prompts <= chunk * max(1, len(prompts) // len(generating))
     if prompts:
         assert min(prompts, key=lambda each: each.order).id in shares(slices), "the oldest always moves on"
 
@@ -64,8 +64,19 @@ def test_prompts_fill_a_step_where_nobody_generates_as_far_as_it_may_go() -> Non
 
 
 def test_a_short_prompt_does_not_wait_for_a_long_one_and_both_leave_room_for_who_generates() -> None:
-    step = shares(plan([one(1, 50, 49), one(2, 2000), one(3, 20), one(4, 500)], BATCH, 64, BATCH))
-    assert step == {1: 1, 2: 32, 3: 20, 4: 12}
+    generating = [one(id, 50, 49) for id in (1, 5, 6)]
+    step = shares(plan([*generating, one(2, 2000), one(3, 20), one(4, 500)], BATCH, 64, BATCH))
+    assert step == {1: 1, 5: 1, 6: 1, 2: 32, 3: 20, 4: 12}
+
+
+def test_steps_are_longer_where_more_wait_for_their_first_token_than_for_their_next() -> None:
+    def read(generating: int, prompts: int) -> int:
+        others = [one(10 + id, 50, 49) for id in range(generating)]
+        step = plan([*others, *(one(100 + id, 2000) for id in range(prompts))], BATCH, 32, 128)
+        return sum(each.count for each in step) - generating
+
+    assert [read(generating, prompts) for generating, prompts in ((1, 1), (4, 4), (4, 7), (15, 1))] == [32] * 4
+    assert [read(4, 8), read(1, 3), read(1, 4), read(1, 15)] == [64, 96, 128, 128]
 
 
 def test_steps_are_as_long_as_what_a_token_of_a_prompt_costs_allows() -> None:
