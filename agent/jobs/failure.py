@@ -5,7 +5,8 @@ lie. No peer's word ends a job as long as another box may be asked:
 
 | the peer says                     | it counts as         | and if every box that was asked says the same        |
 |-----------------------------------|----------------------|------------------------------------------------------|
-| overloaded                        | busy                 | 429 `overloaded`                                     |
+| overloaded, at once               | busy                 | 429 `overloaded`                                     |
+| overloaded, after LATE_REFUSAL    | that peer's failure  | 429 `overloaded`                                     |
 | bad_request                       | that peer's failure  | 400 `bad_request`: a model's template may refuse     |
 | context_length_exceeded, credible | its context is small | 400 `context_length_exceeded`, with both numbers         |
 | context_length_exceeded, else     | that peer's failure  | 502 `peer_unreachable`                               |
@@ -43,6 +44,9 @@ from fleet.net.messages import InferRequest, ModelPresence
 
 #: A busy box that asks for more patience than a day (seconds), or would take longer, is not believed.
 MAX_RETRY_AFTER: Final = 86_400
+#: A box knows at once whether it is busy. One that says so only after these seconds has taken them from the job, and
+#: a few like it would take all the time that the job has.
+LATE_REFUSAL: Final = 5.0
 #: Claims that say something of the box, and not of the request.
 _OF_THE_BOX: Final = ("model_load", "denied")
 #: Characters of a field's name, and of a reason that goes into a header.
@@ -72,11 +76,13 @@ class Failure:
     where it says so and that can be. `final` is the error to raise at once, None if others may be asked. `claim` is the
     error to raise if all that were asked claim the same. `needs_context`: the prompt has so many tokens, so boxes whose
     context has no more are not asked. `code` is the error's; a peer may send any text of up to 64 characters as one.
-    `gone`: the box did not do anything wrong, it was not there any more.
+    `gone`: the box did not do anything wrong, it was not there any more. `late`: it said only after a while that it is
+    busy.
     """
 
     reason: str
     overloaded: bool = False
+    late: bool = False
     retry_after: int | None = None
     eta_s: float | None = None
     final: AgentError | None = None
@@ -89,14 +95,18 @@ class Failure:
     def of_the_box(self) -> bool:
         """Whether the box itself is to blame, and may be left alone if it goes on like that."""
         blamed = self.claim is None or self.claim.code in _OF_THE_BOX
-        return blamed and not self.overloaded and self.final is None
+        return blamed and (self.late or not self.overloaded) and self.final is None
 
 
-def of_peer(error: FleetError, request: InferRequest, held: ModelPresence | None) -> Failure:
-    """Classify what asking a peer for `request` raised; `held` is its holding of the model as it advertised it."""
+def of_peer(error: FleetError, request: InferRequest, held: ModelPresence | None, *, after: float = 0.0) -> Failure:
+    """Classify what asking a peer for `request` raised `after` so many seconds.
+
+    `held` is its holding of the model as it advertised it.
+    """
     code = error.remote_code if isinstance(error, RemoteError) else error.code
     gone = isinstance(error, PeerUnreachableError) or code == DrainingError.code
-    return replace(_of_peer(error, request, held), code=code, gone=gone)
+    found = _of_peer(error, request, held)
+    return replace(found, code=code, gone=gone, late=found.overloaded and after > LATE_REFUSAL)
 
 
 def _of_peer(error: FleetError, request: InferRequest, held: ModelPresence | None) -> Failure:

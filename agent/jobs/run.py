@@ -222,7 +222,9 @@ class JobRunner:
             answer.end()
         except FleetError as error:
             # A link that breaks between the last event and the end of the call takes nothing from the answer.
-            return None if answer.finished else failure.of_peer(error, request, held)
+            if answer.finished:
+                return None
+            return failure.of_peer(error, request, held, after=trio.current_time() - began)
         except AgentError as error:
             return failure.of_local(error, here=target.peer_id == self._fleet.peer_id)
         return None
@@ -251,7 +253,7 @@ class JobRunner:
             answer.end()
         except FleetError as error:
             if not last:
-                return failure.of_peer(error, request, target.held)
+                return failure.of_peer(error, request, target.held, after=trio.current_time() - began)
         except AgentError as error:
             return failure.of_local(error, here=target.peer_id == self._fleet.peer_id)
         assert answer.started is not None  # else `end` has raised

@@ -712,9 +712,19 @@ def test_b24_a_peer_that_keeps_failing_is_left_alone_and_tried_when_it_is_back_i
     trio.run(main, clock=MockClock(autojump_threshold=0))
 
 
-@pytest.mark.parametrize("error", [RemoteError("overloaded", "full"), RemoteError("bad_request", "no such role")])
-def test_a_peer_that_is_busy_or_refuses_a_request_is_not_left_alone(error: RemoteError) -> None:
-    fleet = Fleet({"p": fail(error), "q": serve(["x"])})
+@pytest.mark.parametrize(
+    ("error", "after", "asked"),
+    [
+        (RemoteError("overloaded", "full"), 0.01, ["p", "q"] * 5),
+        (RemoteError("bad_request", "no such role"), 6.0, ["p", "q"] * 5),
+        (RemoteError("overloaded", "full"), 6.0, ["p", "q"] * 3 + ["q"] * 2),
+    ],
+    ids=["busy", "against the request", "busy, after taking six seconds from the job"],
+)
+def test_a_peer_that_is_busy_or_refuses_a_request_is_not_left_alone_unless_it_says_so_late(
+    error: RemoteError, after: float, asked: list[str]
+) -> None:
+    fleet = Fleet({"p": fail(error, after), "q": serve(["x"])})
 
     async def main() -> None:
         runner = JobRunner(fleet, fleet.generate, ActiveJobs(), TimeoutsConfig())
@@ -724,7 +734,7 @@ def test_a_peer_that_is_busy_or_refuses_a_request_is_not_left_alone(error: Remot
 
         for _ in range(5):
             await runner.run(job(), emit)
-        assert [who for who, _ in fleet.asked] == ["p", "q"] * 5
+        assert [who for who, _ in fleet.asked] == asked
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
 
