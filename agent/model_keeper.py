@@ -24,8 +24,9 @@ from agent.links import worth_dialling
 from agent.membership import Membership, peer_id_of
 from agent.own_facts import Room, Stored
 from agent.reconcile.absence import to_tell
-from agent.reconcile.execute import SETTLE, Executor, Rules
+from agent.reconcile.execute import Executor
 from agent.reconcile.homes import SCOPE_BLOBS, STEP, held_part
+from agent.reconcile.look import SETTLE, Rules
 from agent.reconcile.pins import Pins
 from agent.reconcile.schedule import Window, own_window, window_for
 from agent.reconcile.situation import Boxes, Situation, situation_of

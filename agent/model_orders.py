@@ -24,6 +24,7 @@ from agent.errors import (
 from agent.model_keeper import ModelKeeper
 from agent.models_source import LocalSource, Source, SourceProgress, bring, parse_source
 from agent.models_source_url import HUB, HUB_VARIABLE
+from agent.reconcile.checking import check
 from agent.reconcile.desired import FleetModel, manifest_body
 from agent.reconcile.explain import model_facts, placement_facts, want_facts
 from agent.reconcile.situation import Situation
@@ -277,22 +278,11 @@ class ModelOrders:
 
     async def _verify(self, transfer: Transfer, steps: Steps, held: Held) -> None:
         busy = self._keeper.executor.busy
-
-        def progress(done: int, total: int) -> None:
-            steps.note(done, total)
-            trio.from_thread.check_cancelled()
-
         busy.add(transfer.hash)
         try:
-            bad = await trio.to_thread.run_sync(held.verify, progress)
-        except FleetError as error:
-            transfer.end("failed", error.message)
-            return
+            await check(held, transfer, steps)
         finally:
             busy.discard(transfer.hash)
-        if bad:
-            log.error("model.damaged", model=transfer.name, hash=transfer.hash, blocks=len(bad))
-        transfer.end("done", result={"bad_blocks": list(bad), "sound": not bad})
         self._keeper.executor.note_change()
         self._keeper.note_change()
 

@@ -160,6 +160,10 @@ class EnginePool:
         """The hashes of the models that were added."""
         return frozenset(holding.expect for holding in self._holdings if holding.expect)
 
+    def aliens(self) -> frozenset[str]:
+        """Those of them whose files turned out to be others than they have to be: nothing is run of them."""
+        return frozenset(holding.expect for holding in self._holdings if holding.is_alien)
+
     def note_hash(self, path: Path, model_hash: str) -> None:
         """The whole file was hashed just now, and need not be again while it stays as it is. Blocks on the disk."""
         stamp = stamp_of(path)

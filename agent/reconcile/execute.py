@@ -14,13 +14,15 @@ import trio
 
 from agent.config import ModelConfig
 from agent.engine.pool import EnginePool
+from agent.reconcile.checking import check
 from agent.reconcile.homes import SCOPE_BLOBS
+from agent.reconcile.look import Look, Rules, Work
 from agent.reconcile.pins import Pins
 from agent.reconcile.plan import (
     Action,
     Actual,
     Adopt,
-    Copy,
+    Check,
     Drop,
     Fetch,
     Fetching,
@@ -38,13 +40,6 @@ from fleet.blobs.manifest import Manifest
 from fleet.blobs.store import BlobStore
 from fleet.errors import FleetError
 
-#: Seconds until what failed is tried again: at first, and at most after failing again and again.
-_AGAIN: Final = 15.0
-_AGAIN_MOST: Final = 900.0
-#: Seconds a box stays chosen as a stand-in before it acts on it: who was called gone has so long to contradict.
-SETTLE: Final = 10.0
-#: Seconds after which things are looked at again although nobody said that they had changed: the disk says nothing.
-LOOK_AGAIN: Final = 15.0
 #: How much longer than working out what the document means the rest after it is: a large fleet is not to keep a small
 #: box busy.
 _REST: Final = 20.0
@@ -78,14 +73,6 @@ class Fleet(Protocol):
         """What this box holds has changed: tell others, soon."""
 
 
-@dataclass(frozen=True)
-class Rules:
-    """Seconds: how long a copy stays that nobody wants, and how long a stand-in waits before it acts."""
-
-    surplus_after: float
-    settle: float = SETTLE
-
-
 class _Counted(Account):
     """An account that remembers who gave how many bytes, also of those that have gone since."""
 
@@ -107,13 +94,6 @@ class _Fetch:
     over: trio.Event = field(default_factory=trio.Event)
 
 
-@dataclass(frozen=True)
-class _Failure:
-    reason: str
-    until: float
-    times: int
-
-
 class Executor:
     """Keeps the models of this box as the document wants them. One task (`run`); all else returns at once.
 
@@ -128,7 +108,6 @@ class Executor:
         self._fleet = fleet
         self._pins = pins
         self._transfers = transfers
-        self._rules = rules
         #: The last look at the document and at this box; None before the first.
         self.situation: Situation | None = None
         self.actual = Actual()
@@ -138,9 +117,7 @@ class Executor:
         self.leaving: set[str] = set()
         self._fetches: dict[str, _Fetch] = {}
         self._adopting: set[str] = set()
-        self._failures: dict[str, _Failure] = {}
-        self._unwanted: dict[str, float] = {}
-        self._stands_in: dict[str, float] = {}
+        self._look = Look(store, pool, pins, rules)
         #: Seconds that it takes to work out what the document means.
         self._looking = 0.0
         self._wake = trio.Event()
@@ -152,7 +129,7 @@ class Executor:
 
     def forgive(self, model_hash: str) -> None:
         """Try at once what failed before."""
-        self._failures.pop(model_hash, None)
+        self._look.forgive(model_hash)
         self.note_change()
 
     async def looked(self) -> None:
@@ -169,7 +146,7 @@ class Executor:
                 self._looking = 0.0
                 window = await self._work(nursery)
                 looked.set()
-                with trio.move_on_after(self._until_next(window)):
+                with trio.move_on_after(self._look.until_next(window)):
                     await self._wake.wait()
                 await trio.sleep(max(_LEAST_REST, min(self._looking * _REST, _MOST_REST)))
 
@@ -183,7 +160,7 @@ class Executor:
             if self.situation is None:
                 return window
             window = self._fleet.window(self.situation)
-            self.actual = await self._look(self.situation, window)
+            self.actual = await self._look.actual(self.situation, self._work_here(self.situation, window))
             action = plan(self.situation.desired, self.actual)
             if action is None:
                 return window
@@ -191,82 +168,15 @@ class Executor:
         log.warning("models.restless", actions=_MOST_ACTIONS)
         return window
 
-    # --- looking ------------------------------------------------------------------------------------------------------
-
-    async def _look(self, situation: Situation, window: Window) -> Actual:
-        held = self._store.held()
-        room = await trio.to_thread.run_sync(self._room)
-        served, models = self._pool.added(), self._pool.models()
-        ours = {model.hash: model for model in models if model.path is not None and model.hash}
-        mine = {model_hash: model for model_hash, model in ours.items() if model_hash not in served}
-        capacity = self._pool.capacity()
-        wanted = {want.hash for want in situation.desired.wants}
-        now, missed = trio.current_time(), self._fleet.missed()
-        self._unwanted = {
-            blob: self._unwanted.get(blob, now) for blob in held if blob not in wanted or blob in self.leaving
-        }
-        copies = []
-        for blob, found in held.items():
-            model = ours.get(blob)
-            in_use = model is not None and bool(model.running or model.queued)
-            copies.append(
-                Copy(
-                    blob,
-                    found.manifest.size,
-                    served=blob in served,
-                    others=situation.kept_elsewhere(blob, missed),
-                    unwanted_for=now - self._unwanted[blob] if blob in self._unwanted else None,
-                    busy=in_use or blob in self.busy,
-                    pinned=blob in self._pins,
-                )
-            )
-        device = self._store.folder.stat().st_dev
-        return Actual(
-            copies=tuple(copies),
+    def _work_here(self, situation: Situation, window: Window) -> Work:
+        return Work(
             fetching=tuple(Fetching(blob, _moves(one.account)) for blob, one in self._fetches.items()),
-            # All of it is reserved when it is begun.
-            parts={blob: state.manifest.size for blob, state in self._store.partials().items()},
-            own=frozenset(mine),
-            linkable=frozenset(
-                blob
-                for blob, model in mine.items()
-                if model.path is not None and _device(model.path) == device and blob not in self._adopting
-            ),
-            broken=frozenset(served - held.keys()),
-            free=room,
-            memory=capacity or None,
+            adopting=frozenset(self._adopting),
+            busy=frozenset(self.busy),
+            leaving=frozenset(self.leaving),
             closed=_barred(situation) or window.closed(datetime.now().astimezone()),
-            failed=self._failed(situation, now),
-            surplus_after=self._rules.surplus_after,
+            missed=self._fleet.missed(),
         )
-
-    def _room(self) -> int:
-        try:
-            return self._store.room()
-        except BlobError:
-            return 0
-
-    def _failed(self, situation: Situation, now: float) -> Mapping[str, str]:
-        """Why a model is not tried now: it failed lately, or this box is not sure yet that it is to stand in."""
-        failed = {
-            blob: f"{failure.reason}; it is tried again in {max(1, round(failure.until - now))} s"
-            for blob, failure in self._failures.items()
-            if failure.until > now
-        }
-        standing = situation.stands_in() - self._pins.all()
-        self._stands_in = {blob: self._stands_in.get(blob, now) for blob in standing}
-        for blob, since in self._stands_in.items():
-            if now - since < self._rules.settle:
-                failed.setdefault(blob, "a box that is to hold it is gone; it is given a moment to be back")
-        return failed
-
-    def _until_next(self, window: Window) -> float:
-        now = trio.current_time()
-        waits = [failure.until - now for failure in self._failures.values() if failure.until > now]
-        waits += [since + self._rules.settle - now for since in self._stands_in.values()]
-        waits += [since + self._rules.surplus_after - now for since in self._unwanted.values()]
-        waits = [wait for wait in waits if wait > 0]
-        return min([LOOK_AGAIN, window.seconds_to_change(datetime.now().astimezone()), *waits])
 
     # --- acting -------------------------------------------------------------------------------------------------------
 
@@ -286,6 +196,9 @@ class Executor:
             case Withdraw(blob, why):
                 log.warning("model.withdrawn", model=name, reason=why)
                 await self._pool.remove(blob)
+            case Check(blob):
+                self.busy.add(blob)
+                nursery.start_soon(self._check, blob, name)
             case Adopt(blob):
                 self._adopting.add(blob)
                 nursery.start_soon(self._adopt, blob, name)
@@ -323,11 +236,11 @@ class Executor:
                     "model.fetched", model=name, hash=blob, moved=progress.moved, wasted=progress.wasted,
                     sources=len(fetch.account.given),
                 )  # fmt: skip
-                self._failures.pop(blob, None)
+                self._look.forgive(blob)
                 fetch.transfer.end("done")
         except* FleetError as group:
             reason = _message(group)
-            self.note_failure(blob, reason)
+            self._look.note_failure(blob, reason)
             log.warning("model.fetch_failed", model=name, reason=reason)
             fetch.transfer.end("failed", reason)
         finally:
@@ -349,18 +262,33 @@ class Executor:
                     self.note_change()
                     self._fleet.note_change()
 
-    def note_failure(self, blob: str, reason: str) -> None:
-        """Something about this model failed: wait before it is tried again, longer each time."""
-        times = self._failures[blob].times + 1 if blob in self._failures else 1
-        wait = min(_AGAIN_MOST, _AGAIN * 2.0 ** min(times - 1, 10))
-        self._failures[blob] = _Failure(reason, trio.current_time() + wait, times)
-
     def _serve(self, blob: str, situation: Situation) -> None:
         model, held = situation.wishes.models[blob], self._store.held().get(blob)
         if held is None:
             return
         log.info("model.served", model=model.name, hash=blob)
         self._pool.add(ModelConfig(path=held.path, name=model.name, context_tokens=model.context_tokens), blob)
+
+    async def _check(self, blob: str, name: str) -> None:
+        """Find out what is wrong with a file of which the engine says that it is another than it should be."""
+        try:
+            held = self._store.held().get(blob)
+            if held is None:
+                return
+            self._look.note_failure(blob, "its file was found damaged")  # should the engine say so again
+            steps = Steps("verifying")
+            transfer = self._transfers.begin("verify", name, steps.look, hash=blob)
+            found = await check(held, transfer, steps)
+            if found == ():
+                # What the engine read was wrong, and is not on the disk: it is to look again.
+                await trio.to_thread.run_sync(self._pool.note_hash, held.path, blob)
+                await self._pool.remove(blob)
+            elif found:
+                self._look.forgive(blob)  # what is damaged can be fetched at once
+        finally:
+            self.busy.discard(blob)
+            self.note_change()
+            self._fleet.note_change()
 
     async def _adopt(self, blob: str, name: str) -> None:
         path = next((model.path for model in self._pool.models() if model.hash == blob and model.path), None)
@@ -375,7 +303,7 @@ class Executor:
                 raise BlobError(f"{path} is another file by now")
             transfer.end("done", result={"hash": blob})
         except FleetError as error:
-            self.note_failure(blob, error.message)
+            self._look.note_failure(blob, error.message)
             transfer.end("failed", error.message)
         finally:
             self._adopting.discard(blob)
@@ -415,13 +343,6 @@ def _moves(account: Account) -> bool:
 
 def _quarters(account: Account) -> int:
     return int(account.progress().fraction * 4)
-
-
-def _device(path: Path) -> int:
-    try:
-        return path.stat().st_dev
-    except OSError:
-        return -1
 
 
 def _message(group: BaseExceptionGroup[FleetError]) -> str:

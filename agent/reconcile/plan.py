@@ -68,7 +68,8 @@ class Actual:
 
     `closed` says why nothing may be fetched now, `failed` why something is not tried again yet. Models of `own` files,
     which the configuration names, are here already, and are nobody's to delete; those that are `linkable` take no room
-    in the store. `broken` are models that requests reach although their files are whole no longer.
+    in the store. `broken` are models that requests reach although their files are whole no longer, `suspect` those of
+    which the engine says that their files are other ones than the manifests name.
     """
 
     copies: tuple[Copy, ...] = ()
@@ -77,6 +78,7 @@ class Actual:
     own: frozenset[str] = frozenset()
     linkable: frozenset[str] = frozenset()
     broken: frozenset[str] = frozenset()
+    suspect: frozenset[str] = frozenset()
     free: int = 0
     memory: int | None = None
     closed: str = ""
@@ -115,6 +117,13 @@ class Withdraw:
 
 
 @dataclass(frozen=True)
+class Check:
+    """Hash a model's file again, block by block: what is damaged is withdrawn by that, and fetched again."""
+
+    hash: str
+
+
+@dataclass(frozen=True)
 class Adopt:
     """Take a model into the store that the configuration names, so that others can have it from here."""
 
@@ -129,13 +138,14 @@ class Drop:
     why: str
 
 
-Action: TypeAlias = Fetch | Stop | Serve | Withdraw | Adopt | Drop
+Action: TypeAlias = Fetch | Stop | Serve | Withdraw | Check | Adopt | Drop
 
 
 def plan(desired: Desired, actual: Actual) -> Action | None:
     """The next thing to do, None where all is as it should be or nothing can be done about it now."""
     return (
         _withdraw(desired, actual)
+        or _check(actual)
         or _stop(desired, actual)
         or _serve(desired, actual)
         or _fetch(desired, actual)
@@ -166,6 +176,11 @@ def _withdraw(desired: Desired, actual: Actual) -> Action | None:
         if copy.served and copy.hash not in desired.known:
             return Withdraw(copy.hash, "no admin of the fleet vouches for it any more")
     return None
+
+
+def _check(actual: Actual) -> Action | None:
+    able = sorted(actual.suspect - actual.failed.keys())
+    return Check(able[0]) if able else None
 
 
 def _stop(desired: Desired, actual: Actual) -> Action | None:

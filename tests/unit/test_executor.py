@@ -15,7 +15,8 @@ import trio
 
 from agent.config import ModelConfig
 from agent.reconcile.desired import FleetModel
-from agent.reconcile.execute import Executor, Rules
+from agent.reconcile.execute import Executor
+from agent.reconcile.look import Rules
 from agent.reconcile.pins import Pins
 from agent.reconcile.schedule import Window
 from agent.reconcile.situation import Situation, situation_of
@@ -45,9 +46,14 @@ class Pool:
     running: dict[str, ModelConfig] = field(default_factory=dict)
     hashed: list[str] = field(default_factory=list)
     memory: int = 1 << 40
+    #: Whether it has read another file than it was told of.
+    alien: bool = False
 
     def added(self) -> frozenset[str]:
         return frozenset(self.running)
+
+    def aliens(self) -> frozenset[str]:
+        return self.added() if self.alien else frozenset()
 
     def models(self) -> tuple[Any, ...]:
         return ()
@@ -60,6 +66,7 @@ class Pool:
 
     async def remove(self, model_hash: str) -> bool:
         await trio.lowlevel.checkpoint()
+        self.alien = False
         return self.running.pop(model_hash, None) is not None
 
     def note_hash(self, path: Path, model_hash: str) -> None:
@@ -262,6 +269,27 @@ def test_a_damaged_file_is_withdrawn_and_mended(tmp_path: Path) -> None:
     run(tmp_path, story)
 
 
+@pytest.mark.parametrize("rot", [True, False])
+def test_a_file_that_the_engine_finds_to_be_another_is_checked_unasked(tmp_path: Path, rot: bool) -> None:
+    async def story(made: Bench) -> None:
+        place(made)
+        made.around.may_come.set()
+        await made.until(lambda: made.served)
+        if rot:
+            with made.store.held()[MANIFEST.sha256].path.open("r+b") as file:
+                file.write(b"rot")
+        made.pool.hashed.clear()
+        made.pool.alien = True
+        made.executor.note_change()
+        # Whichever of the two was wrong, it is run anew.
+        await made.until(lambda: made.pool.hashed == [MANIFEST.sha256] and made.held and made.served)
+        assert made.around.asked == (2 if rot else 1)  # what is sound is not fetched again
+        (checked,) = (one for one in made.transfers.all() if one.kind == "verify")
+        assert checked.result["sound"] is not rot
+
+    run(tmp_path, story)
+
+
 def test_a_stand_in_waits_a_moment_before_it_acts(tmp_path: Path) -> None:
     async def story(made: Bench) -> None:
         paper = made.around.paper
@@ -273,7 +301,7 @@ def test_a_stand_in_waits_a_moment_before_it_acts(tmp_path: Path) -> None:
         await made.executor.looked()
         assert "given a moment" in made.executor.actual.failed[MANIFEST.sha256]
         assert made.around.asked == 0
-        made.executor._rules = replace(made.executor._rules, settle=0.0)
+        made.executor._look._rules = replace(made.executor._look._rules, settle=0.0)
         await made.until(lambda: made.served)
 
     run(tmp_path, story, settle=3600.0)

@@ -12,6 +12,7 @@ from agent.reconcile.plan import (
     Action,
     Actual,
     Adopt,
+    Check,
     Copy,
     Desired,
     Drop,
@@ -71,6 +72,8 @@ def wish(*wants: Want, known: str = "") -> Desired:
             Withdraw("a", "no admin of the fleet vouches for it any more"),
         ),
         (wish(want("a")), Actual(broken=frozenset("a"), **ROOM), Withdraw("a", "its file is damaged")),
+        (wish(want("a")), Actual(copies=(Copy("a", MB, served=True),), suspect=frozenset("a"), **ROOM), Check("a")),
+        (wish(want("a")), Actual(suspect=frozenset("a"), own=frozenset("a"), failed={"a": "so"}, **ROOM), None),
         # the budgets
         (wish(want("a", 2 * GB)), Actual(free=GB, memory=100 * GB), None),
         (wish(want("a", 2 * GB)), Actual(free=GB, memory=100 * GB, parts={"a": GB}), Fetch("a")),
