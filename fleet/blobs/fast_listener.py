@@ -24,15 +24,15 @@ from fleet.blobs.pins import LaneIdentity, PinError, giving_context
 from fleet.blobs.threads import run_until_closed
 from fleet.errors import MessageError, RemoteError
 
-#: Seconds that an offer is good for, and how many may be open: in all, and for one peer.
+#: Seconds that an offer is good for, and how many may be open.
 OFFER_LIMIT: Final = 10.0
 MAX_OFFERS: Final = 256
-MAX_OFFERS_OF_ONE: Final = 8
 #: Connections that have not named an offer yet; the oldest goes when one more comes. Seconds that one may take.
 MAX_NAMELESS: Final = 64
 NAME_LIMIT: Final = 2.0
-#: Lanes at a time: each is a thread.
+#: Lanes at a time: each is a thread. And offers and lanes of one peer, which takes one for each blob that it fetches.
 MAX_LANES: Final = 64
+MAX_OF_ONE: Final = 8
 #: Seconds until the next look where the system does not give a connection, for want of file descriptors.
 _ACCEPT_PAUSE: Final = 0.1
 
@@ -84,8 +84,8 @@ class FastListener:
         """
         port, now = self.port, trio.current_time()
         self._take_back(lambda one: one.until < now)
-        of_peer = sum(one.peer == peer for one in self._offers.values())
-        if port is None or len(self._lanes) >= MAX_LANES or of_peer >= MAX_OFFERS_OF_ONE:
+        of_peer = sum(one.peer == peer for one in self._offers.values()) + sum(one.peer == peer for one in self._lanes)
+        if port is None or len(self._lanes) >= MAX_LANES or of_peer >= MAX_OF_ONE:
             raise RemoteError("no_fast_lane", "this box has no fast lane to give now; use the link")
         try:
             context = giving_context(self._identity, certificate)

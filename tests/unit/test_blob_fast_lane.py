@@ -231,9 +231,11 @@ def test_strangers_neither_cost_a_thread_nor_keep_anybody_out(monkeypatch: pytes
     run(scenario)
 
 
-def test_one_peer_gets_so_many_offers_and_no_more() -> None:
+def test_one_peer_gets_so_many_offers_and_lanes_and_no_more() -> None:
     async def scenario(listener: FastListener, shelf: Shelf) -> None:
-        for _ in range(fast_listener.MAX_OFFERS_OF_ONE):
+        # One that never asks for anything would keep all threads to itself.
+        idle = await come(listener.offer("getter", BLOB, GETTER.certificate), Wants())
+        for _ in range(fast_listener.MAX_OF_ONE - 1):
             listener.offer("getter", BLOB, GETTER.certificate)
         with pytest.raises(RemoteError) as caught:
             listener.offer("getter", BLOB, GETTER.certificate)
@@ -241,6 +243,8 @@ def test_one_peer_gets_so_many_offers_and_no_more() -> None:
         listener.offer("another", BLOB, GETTER.certificate)
         with pytest.raises(MessageError):
             listener.offer("another", BLOB, b"no certificate" * 9)
+        idle.close()
+        idle.dispose()
 
     run(scenario)
 
