@@ -137,13 +137,13 @@ class Asking:
             return useful
 
     def refused(self, peer: str, index: int) -> None:
-        """A source does not send a block that was asked for: the turn is over."""
+        """A source does not send a block that was asked for: the turn is over. The next is wanted at the next `look`:
+        one that shows what it does not send would be asked again and again, as fast as it refuses."""
         with self._lock:
             source = self._sources.get(peer)
             if source is not None:
                 source.credit = 0
                 self._picker.failed(peer, index)
-                self._look(peer)
 
     def lane_ended(self, peer: str) -> None:
         """Nothing more comes over a source's lane; another may be opened."""

@@ -145,3 +145,16 @@ def test_a_turn_that_was_refused_is_wanted_again_at_the_next_look() -> None:
     world.asking.look()
     assert world.said == [("a", True), ("a", True)]
     assert not world.asking.expecting
+
+
+def test_one_that_refuses_what_it_shows_is_not_asked_as_fast_as_it_refuses() -> None:
+    world = World()
+    world.holder("a")
+    world.asking.turn("a", 8)
+    (index,), _ = world.asking.take("a")
+    world.said.clear()
+    world.woken.clear()
+    world.asking.refused("a", index)
+    assert (world.said, world.woken) == ([], [])
+    world.asking.look()
+    assert world.said == [("a", True)]
