@@ -97,6 +97,8 @@ class Giving:
         #: Whether every block was with somebody else once: from then on this is a source like any other.
         self._seeded = False
         self._rng = random.Random()  # noqa: S311 - what is shown to whom is no secret
+        #: What followers were told of, all together, when `changed` was last called.
+        self._told: tuple[object, bool, bytes] | None = None
 
     # --- followers ----------------------------------------------------------------------------------------------------
 
@@ -104,6 +106,8 @@ class Giving:
         """A peer follows; `have` is its bitfield, or nothing. What it followed by over another link is replaced."""
         self.leave(self.followers.get(follower.peer))
         self.followers[follower.peer] = follower
+        if self._told is None:
+            self._told = self._state()
         self._seed_if_alone()
         follower.show_all()
         with self._lock:
@@ -151,13 +155,25 @@ class Giving:
         return found.have.to_bytes()
 
     def changed(self) -> None:
-        """What is here has changed otherwise than by one more block, or whether anything is given at all."""
+        """What is here may have changed otherwise than by one more block, or whether anything is given at all.
+
+        Where it has not, followers are told nothing: who was shown some blocks by a super-seeder would take it that
+        they are gone, and ask others for what is on its way."""
+        state = self._state()
+        if state == self._told and (self._seeder is None or self._terms.alone(self.blob)):
+            return
+        self._told = state
         with self._lock:
             self._seeder, self._seeded = None, False
         self._seed_if_alone()
         for follower in self.followers.values():
             follower.show_all()
         self.share_out()
+
+    def _state(self) -> tuple[object, bool, bytes]:
+        found = self._terms.find(self.blob)
+        have = found.have.to_bytes() if isinstance(found, Partial) else b""
+        return found, self._terms.closed(), have
 
     def note_block(self, index: int) -> None:
         """One more block is here."""
