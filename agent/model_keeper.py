@@ -194,6 +194,7 @@ class ModelKeeper:
                 server=self.server,
                 account=account,
                 fast=self._config.net.fast_lane_port != "off",
+                whole=lambda: self._holding(manifest.sha256),
             )
         finally:
             for peer_id in dialled:
@@ -270,6 +271,11 @@ class ModelKeeper:
     def _is_alone(self, blob: str) -> bool:
         situation = self.executor.situation
         return situation is not None and not situation.present_holders(blob)
+
+    def _holding(self, blob: str) -> list[str]:
+        """The boxes that say that they hold all of it."""
+        situation = self.executor.situation
+        return [] if situation is None else [peer_id_of(key) for key in situation.holders(blob)]
 
     def _is_near(self, peer_id: str) -> bool:
         situation = self.executor.situation

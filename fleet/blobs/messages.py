@@ -53,7 +53,7 @@ class _OfBlob(_Wire):
 
 
 class LeavesAsked(_OfBlob):
-    """Asks for leaves from block `first` on (METHOD_LEAVES): at most a page of them comes."""
+    """Asks for leaves from block `first` on (METHOD_LEAVES): a page of them comes, or as many as are left."""
 
     first: _Index = 0
 

@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, Protocol
 
@@ -29,6 +30,15 @@ from fleet.blobs.hashing import Progress, bad_blocks, block_is_sound, read_block
 from fleet.blobs.journal import Journal
 from fleet.blobs.manifest import Manifest
 from fleet.blobs.merkle import BLOCK, Data, leaf_hash
+
+
+@dataclass(frozen=True)
+class PartialState:
+    """A blob of which blocks are missing. `blocks` are there; until `checked` that is only what the journal says."""
+
+    manifest: Manifest
+    blocks: int
+    checked: bool
 
 
 class Shelf(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 import structlog
@@ -36,7 +36,15 @@ class Session:
     """One run over one Partial. `banned` outlasts it: the peers that sent a bad block of this blob."""
 
     def __init__(
-        self, partial: Partial, *, sources: Sources, server: Server, account: Account, fast: bool, banned: set[str]
+        self,
+        partial: Partial,
+        *,
+        sources: Sources,
+        server: Server,
+        account: Account,
+        fast: bool,
+        banned: set[str],
+        whole: Callable[[], Collection[str]] = tuple,
     ) -> None:
         self.manifest = partial.manifest
         self.account = account
@@ -48,6 +56,7 @@ class Session:
         self._choice = sources
         self._server = server
         self._banned = banned
+        self._whole = whole
         self._rng = random.Random()  # noqa: S311 - which block comes first is no secret
         self._token = trio.lowlevel.current_trio_token()
         self._over = trio.Event()
@@ -87,8 +96,9 @@ class Session:
         """Follow the boxes that are worth it, as they come and go."""
         while True:
             links = {link.peer_id: link for link in self._choice.links() if not link.closed.is_set()}
+            whole = frozenset(self._whole())
             candidates = [
-                Candidate(peer, link.rtt, _HERE if self._server.near(peer) else _ELSEWHERE)
+                Candidate(peer, link.rtt, _HERE if self._server.near(peer) else _ELSEWHERE, complete=peer in whole)
                 for peer, link in links.items()
                 if peer not in self._banned
             ]

@@ -10,7 +10,6 @@ import contextlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -25,21 +24,12 @@ from fleet.blobs.held import Held
 from fleet.blobs.journal import read_journal
 from fleet.blobs.manifest import Manifest, check_leaf_list, is_blob_id
 from fleet.blobs.merkle import Algorithm
-from fleet.blobs.partial import Partial
+from fleet.blobs.partial import Partial, PartialState
 from fleet.blobs.placing import Known, delete, describe_anew, find_data, make_partial, open_partial, place
 from fleet.blobs.rot import settle, withdraw
 from fleet.blobs.space import check_room, reserve
 
 __all__ = ["BlobStore", "PartialState", "Progress"]
-
-
-@dataclass(frozen=True)
-class PartialState:
-    """A blob of which blocks are missing. `blocks` are there; until `checked` that is only what the journal says."""
-
-    manifest: Manifest
-    blocks: int
-    checked: bool
 
 
 class BlobStore:
@@ -192,6 +182,16 @@ class BlobStore:
             done += known.claimed_bytes
         with self._lock:
             return dict(self._partials)
+
+    def reopen(self, blob: str, progress: Progress | None = None) -> Partial | None:
+        """The same for one blob; None where there is no partial of it. Raises BlobBusyError, NoSpaceError,
+        MissingAlgorithmError, StorePausedError, and what `progress` raises."""
+        with self._lock:
+            self._live()
+            known = self._known.get(blob)
+        if known is not None:
+            self._take_up(blob, known, progress)
+        return self.partial(blob)
 
     # --- what comes from outside, and what goes -----------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final
 
@@ -33,12 +34,20 @@ log = structlog.get_logger("shoal.blobs")
 
 
 async def fetch(
-    manifest: Manifest, *, store: BlobStore, sources: Sources, server: Server, account: Account, fast: bool = True
+    manifest: Manifest,
+    *,
+    store: BlobStore,
+    sources: Sources,
+    server: Server,
+    account: Account,
+    fast: bool = True,
+    whole: Callable[[], Collection[str]] = tuple,
 ) -> Path:
     """Fetch a blob and return where its file is; blocks that are there already are kept.
 
     `account` is filled as it goes, `account.progress()` says how far it is. `server` offers on what has come. With
-    `fast` off only the links' own streams are used. One fetch of a blob at a time.
+    `fast` off only the links' own streams are used. `whole` gives the PeerIDs of boxes that are known to hold all of
+    it, such as by what they say in the fleet document. One fetch of a blob at a time.
 
     Waits for as long as nobody has what is missing (state `waiting`) or the disk takes no more (`paused`, also where
     there is no room for it). Cancelling it leaves what has come on disk, and the next fetch goes on from there.
@@ -52,7 +61,9 @@ async def fetch(
             try:
                 partial = await _begin(manifest, store, sources, account)
                 server.note_changed(manifest.sha256)
-                session = Session(partial, sources=sources, server=server, account=account, fast=fast, banned=banned)
+                session = Session(
+                    partial, sources=sources, server=server, account=account, fast=fast, banned=banned, whole=whole
+                )
                 await session.run()
                 account.enter("verifying")
                 await trio.to_thread.run_sync(partial.finish, _stop_if_cancelled)
@@ -80,14 +91,13 @@ async def _begin(manifest: Manifest, store: BlobStore, sources: Sources, account
         trio.from_thread.check_cancelled()
 
     known = store.partials().get(blob)
-    if known is not None and not known.checked:
+    if known is not None and not known.checked and known.manifest == manifest:
         account.enter("checking")
-        await trio.to_thread.run_sync(store.resume, progress)
+        await trio.to_thread.run_sync(store.reopen, blob, progress)
     partial = store.partial(blob)
     if partial is not None and partial.manifest == manifest:
         return partial
-    account.enter("waiting", "no box that is connected has it")
-    leaves = await _leaves(manifest, sources)
+    leaves = await _leaves(manifest, sources, account)
     account.enter("checking")
     return await trio.to_thread.run_sync(store.begin, manifest, leaves, progress)
 
@@ -109,11 +119,13 @@ async def _wait_for_the_disk(error: StorePausedError, manifest: Manifest, store:
 # --- the leaves -------------------------------------------------------------------------------------------------------
 
 
-async def _leaves(manifest: Manifest, sources: Sources) -> tuple[bytes, ...]:
-    """The leaves, from whoever has them; waits until somebody does."""
+async def _leaves(manifest: Manifest, sources: Sources, account: Account) -> tuple[bytes, ...]:
+    """The leaves, from whoever has them; waits until somebody does. Who did not answer in time is asked last."""
     liars: set[str] = set()
+    slow: set[str] = set()
+    account.enter("waiting", "the boxes that are connected are asked for it")
     while True:
-        for link in list(sources.links()):
+        for link in sorted(sources.links(), key=lambda one: one.peer_id in slow):
             if link.peer_id in liars:
                 continue
             try:
@@ -125,7 +137,10 @@ async def _leaves(manifest: Manifest, sources: Sources) -> tuple[bytes, ...]:
                 log.warning("blob.bad_leaves", blob=manifest.sha256, peer=link.peer_id, reason=error.message)
                 liars.add(link.peer_id)
             except FleetError as error:
+                if isinstance(error, MessageError):
+                    slow.add(link.peer_id)
                 log.debug("blob.no_leaves", blob=manifest.sha256, peer=link.peer_id, code=error.code)
+        account.enter("waiting", "no box that is connected has it")
         with trio.move_on_after(LEAVES_RETRY):
             await sources.wait_change()
 
@@ -143,6 +158,9 @@ async def _ask_for_leaves(link: Link, manifest: Manifest) -> bytes:
         if not page:
             raise MessageError("the source did not answer in time")
         raw += page
+        if len(raw) < manifest.blocks * HASH and len(page) < wire.LEAVES_A_PAGE * HASH:
+            # Otherwise it could have this box wait for a page for each leaf.
+            raise MessageError("the source sent less than a page of leaves, and has more")
     return raw
 
 

@@ -161,6 +161,21 @@ def test_what_was_written_is_here_after_a_stop_and_is_hashed_before_it_counts(fo
         assert partial.finish().read_bytes() == ONE.data
 
 
+def test_one_partial_is_reopened_and_the_others_are_not_hashed(folder: Path) -> None:
+    part_of(folder, 0)
+    with BlobStore(folder, keep_free=0) as store:
+        TWO.write(store.begin(TWO.manifest, TWO.leaves), 0)
+    with BlobStore(folder, keep_free=0) as store:
+        told: list[tuple[int, int]] = []
+        partial = store.reopen(ONE.blob, lambda *step: told.append(step))
+        assert partial is not None
+        assert list(partial.have) == [0]
+        assert told[-1] == (BLOCK, BLOCK)
+        assert not store.partials()[TWO.blob].checked
+        assert store.reopen(ONE.blob) is partial
+        assert store.reopen("sha256:" + "0" * 64) is None
+
+
 def test_begin_takes_up_what_is_there_too(folder: Path) -> None:
     part_of(folder, 2)
     with BlobStore(folder, keep_free=0) as store:
