@@ -32,6 +32,7 @@ from agent.reconcile.schedule import Window, own_window, window_for
 from agent.reconcile.situation import Boxes, Situation, situation_of
 from agent.reconcile.transfers import Transfers
 from fleet.blobs.account import Account
+from fleet.blobs.keeping import Keeping
 from fleet.blobs.manifest import Manifest
 from fleet.blobs.serve import Server, ServeTerms
 from fleet.blobs.store import BlobStore
@@ -130,6 +131,7 @@ class ModelKeeper:
         )
         rules = Rules(config.transfer.surplus_after, min(SETTLE, config.transfer.gone_after))
         self.executor = Executor(self.store, pool, self, self.pins, self.transfers, rules)
+        self.keeping = Keeping(lambda blob: blob in self.store.held().keys() - self.executor.leaving, self._sources)
         membership.subscribe(self._document_changed)
 
     @property
@@ -140,6 +142,7 @@ class ModelKeeper:
     def offer_methods(self, router: Router) -> None:
         """Answer the calls of peers for manifests and blocks."""
         self.server.offer_methods(router)
+        self.keeping.offer_methods(router)
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep models until cancelled; started once the store is open and blocks can be asked for.
@@ -196,6 +199,19 @@ class ModelKeeper:
                 fast=self._config.net.fast_lane_port != "off",
                 whole=lambda: self._holding(manifest.sha256),
             )
+        finally:
+            for peer_id in dialled:
+                self._node.forget(peer_id)
+
+    async def kept_elsewhere(self, blob: str) -> bool:
+        """Whether another box, asked just now, keeps its whole copy; those that say that they have one are dialled."""
+        situation = self.executor.situation
+        if situation is None:
+            return False
+        dialled = self._dial(blob)
+        try:
+            holders = {peer_id_of(key) for key in situation.present_holders(blob, self.missed())}
+            return await self.keeping.somebody(blob, holders) is not None
         finally:
             for peer_id in dialled:
                 self._node.forget(peer_id)
@@ -293,7 +309,7 @@ class ModelKeeper:
         site = _site(boxes.get(self._own))
         known = {one.peer_id for one in self._node.neighbours()}
         able = [
-            (_site(box) != site, _spread(self._own, key), key)
+            (_site(box) != site, hashlib.blake2b(self._own + key, digest_size=8).digest(), key)
             for key, box in boxes.items()
             if key != self._own and key not in situation.gone and held_part(box, blob) >= STEP
         ]
@@ -380,7 +396,3 @@ def _key_of(peer_id: str) -> bytes:
         return public_key_from_peer_id(peer_id)
     except FleetError:
         return b""
-
-
-def _spread(own: bytes, key: bytes) -> bytes:
-    return hashlib.blake2b(own + key, digest_size=8).digest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -203,39 +203,56 @@ class ModelOrders:
                 f" with: shoal delete place/{placed[0]}",
                 details={"placements": list(placed)},
             )
-        whole = blob in self._keeper.store.held()
-        if whole and not last and not situation.present_holders(blob, self._keeper.missed()):
-            raise LastCopyError(
-                f"no other box that is there holds the whole of {shown}: deleted here, it is lost; to do it all the"
-                " same, add --yes",
-                details={"models": [shown]},
-            )
-        await trio.to_thread.run_sync(self._keeper.pins.remove, blob)
-        done = await self._keeper.executor.delete(blob)
+        with self._keeper.keeping.leaving(blob):
+            if blob in self._keeper.store.held() and not last:
+                await self._check_kept(blob, shown, situation)
+            await trio.to_thread.run_sync(self._keeper.pins.remove, blob)
+            done = await self._keeper.executor.delete(blob)
         log.info("model.removed", model=shown, hash=blob)
         return {"model": shown, "hash": blob, "removed": done}
 
     async def collect(self, *, dry_run: bool, last: bool) -> Mapping[str, object]:
         """Delete what nothing wants on this box: neither a placement, nor an operator (`pull`, `add`).
 
-        Copies that no other box that is there has are left, unless `last` says that they may be lost.
+        Copies that no other box that is there keeps are left, unless `last` says that they may be lost.
         """
         waste = self._waste(self._situation())
         doomed = [one for one in waste if last or not one.last]
         removed = []
+        kept = [one for one in waste if one not in doomed]
         if not dry_run:
             for one in doomed:
                 try:
-                    await self._keeper.executor.delete(one.hash)
-                    await trio.to_thread.run_sync(self._keeper.pins.remove, one.hash)
+                    with self._keeper.keeping.leaving(one.hash):
+                        if one.hash in self._keeper.store.held() and not last:
+                            await self._check_kept(one.hash, one.name, self._situation())
+                        await self._keeper.executor.delete(one.hash)
+                        await trio.to_thread.run_sync(self._keeper.pins.remove, one.hash)
                     removed.append(one)
+                except LastCopyError:
+                    kept.append(replace(one, last=True))
                 except (AgentError, FleetError) as error:
                     log.warning("model.not_removed", model=one.name, reason=error.message)
         return {
             "found": [one.plain() for one in waste],
             "removed": [one.plain() for one in removed],
-            "kept": [one.plain() for one in waste if one.last and not last],
+            "kept": [one.plain() for one in kept],
         }
+
+    async def _check_kept(self, blob: str, shown: str, situation: Situation) -> None:
+        """Raises LastCopyError unless another box keeps a copy, and has just said so."""
+        if not situation.present_holders(blob, self._keeper.missed()):
+            raise LastCopyError(
+                f"no other box that is there holds the whole of {shown}: deleted here, it is lost; to do it all the"
+                " same, add --yes",
+                details={"models": [shown]},
+            )
+        if not await self._keeper.kept_elsewhere(blob):
+            raise LastCopyError(
+                f"no other box that holds the whole of {shown} says that it keeps it: it is being deleted there too, or"
+                " does not answer; try again in a minute; to have it lost, add --yes",
+                details={"models": [shown]},
+            )
 
     # --- inside -------------------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ METHOD_FOLLOW: Final = "blobs.follow"
 METHOD_TURN: Final = "blobs.turn"
 METHOD_GET: Final = "blobs.get"
 METHOD_LANE: Final = "blobs.lane"
+METHOD_KEEP: Final = "blobs.keep"
 SCOPE_BLOBS: Final = "blobs"
 
 #: Leaves in one message: 512 KiB, for 16 GiB of blob.
@@ -123,6 +124,16 @@ class LaneOffer(_Wire):
     offer: bytes = Field(strict=True, min_length=OFFER, max_length=OFFER)
     fingerprint: bytes = Field(strict=True, min_length=FINGERPRINT, max_length=FINGERPRINT)
     token: bytes = Field(strict=True, min_length=TOKEN, max_length=TOKEN)
+
+
+class Keep(_OfBlob):
+    """Asks whether a box keeps its copy, as the caller is about to delete its own (METHOD_KEEP)."""
+
+
+class Kept(_Wire):
+    """Whether it holds all of the blob and is not about to delete it."""
+
+    keeps: bool = Field(strict=True)
 
 
 # --- the frames of the fast lane --------------------------------------------------------------------------------------

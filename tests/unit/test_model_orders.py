@@ -17,6 +17,7 @@ from agent.model_orders import ModelOrders
 from agent.reconcile.execute import Executor
 from agent.reconcile.pins import Pins
 from agent.reconcile.transfers import Transfers
+from fleet.blobs.keeping import Keeping
 from fleet.blobs.store import BlobStore
 from tests.property.fleet import pk
 from tests.unit.test_executor import DATA, MANIFEST, Bench, bench, place
@@ -35,6 +36,17 @@ class Keeper:
     own: bytes = pk("m1")
     told: int = 0
     missed_: frozenset[bytes] = frozenset()
+    #: Whether another box says that it keeps its copy, and whether this one kept its own when that was asked.
+    kept: bool = True
+    kept_here: bool = True
+
+    def __post_init__(self) -> None:
+        self.keeping = Keeping(lambda blob: True, None)  # type: ignore[arg-type]
+
+    async def kept_elsewhere(self, blob: str) -> bool:
+        self.kept_here = not self.keeping._leaving[blob]
+        await trio.lowlevel.checkpoint()
+        return self.kept
 
     def missed(self) -> frozenset[bytes]:
         return self.missed_
@@ -105,6 +117,32 @@ def test_the_last_copy_is_deleted_only_by_who_says_that_it_may_be_lost(tmp_path:
         assert made.held
         await orders.remove("smol", last=True)
         assert not made.held
+
+    run(tmp_path, story)
+
+
+def test_a_copy_is_not_relied_on_that_its_box_does_not_keep(tmp_path: Path) -> None:
+    async def story(made: Bench, orders: ModelOrders) -> None:
+        await orders.pull("smol")
+        await made.until(lambda: made.held)
+        others_hold_it(made)
+        await made.executor.looked()
+        keeper: Any = orders._keeper
+        keeper.kept = False
+        with pytest.raises(LastCopyError, match="says that it keeps it"):
+            await orders.remove("smol", last=False)
+        # Who asks this one meanwhile is told that it does not keep its copy either.
+        assert not keeper.kept_here
+        place(made, "elsewhere")
+        keeper.pins.remove(MANIFEST.sha256)
+        await made.executor.looked()
+        left = await orders.collect(dry_run=False, last=False)
+        assert (left["removed"], [one["last"] for one in left["kept"]]) == ([], [True])  # type: ignore[attr-defined]
+        assert made.held
+        keeper.kept = True
+        await orders.remove("smol", last=False)
+        assert not made.held
+        assert not keeper.keeping._leaving
 
     run(tmp_path, story)
 
