@@ -13,12 +13,14 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, NoReturn
 
 import llama_cpp
 
 from agent.engine.answers import failed, nothing_runs
+from agent.engine.backends import load_backends
 from agent.engine.batcher import Batcher
 from agent.engine.context import AbortedError, Context, NoRoomError
 from agent.engine.desk import Desk, Item
@@ -109,8 +111,9 @@ class Engine:
         self._embedder = Embedder(self._inbox, send, reader, room=room, hear=self._hear)
         if context is not None:
             self._batcher = Batcher(
-                model, context, self._inbox, send, cells=cells, slots=slots, sequences=sequences, sessions=sessions
-            )
+                model, context, self._inbox, send, cells=cells, slots=slots, sequences=sequences, sessions=sessions,
+                parking=load.parking,
+            )  # fmt: skip
 
     def warm_up(self) -> tuple[float, float]:
         """Tokens per second, of a prompt and of one token after another, from a short try; touches every weight."""
@@ -246,6 +249,7 @@ def main(fd: int, parent: int) -> None:
     if not isinstance(first, Load):
         sys.exit("the first message must be Load")
     began = time.perf_counter()
+    load_backends()
     layers = layers_for(
         first.gpu_layers,
         offload=can_offload(),
@@ -255,6 +259,8 @@ def main(fd: int, parent: int) -> None:
         cache=first.cache,
         compute=first.compute,
     )
+    if layers:
+        first = replace(first, parking=0)  # what it costs and saves was measured on CPUs
     try:
         model = Model(first.path, gpu_layers=layers)
         engine = Engine(model, first, send)
