@@ -20,6 +20,20 @@ def listen_problem(addr: str) -> str | None:
     return None
 
 
+def announce_problem(addr: str) -> str | None:
+    """Why a multiaddr cannot be told to others as this box's; None if it can."""
+    form = "use /ip4/10.0.0.7/tcp/4210 or another /ip4|ip6|dns4|dns6/HOST/tcp/PORT"
+    parts = addr.split("/")
+    if len(parts) != 5 or parts[0] or parts[1] not in ("ip4", "ip6", "dns4", "dns6") or parts[3] != "tcp":
+        return f"{short(addr)} is not an address to announce; {form}"
+    host_is_valid = _is_host(parts[2]) if parts[1] in ("dns4", "dns6") else _is_ip(parts[2], parts[1])
+    if not host_is_valid or not _is_port(parts[4], lowest=1):
+        return f"{short(addr)} has no valid host or port; {form}"
+    if parts[2] in ("0.0.0.0", "::"):
+        return f"{short(addr)} stands for every address and leads nowhere; {form}"
+    return None
+
+
 def peer_problem(addr: str) -> str | None:
     """Why a multiaddr cannot be dialled; None if it can."""
     form = "use /ip4/10.0.0.7/tcp/4210/p2p/PEERID as `shoal id` prints it on the other box"

@@ -119,6 +119,7 @@ async def _main(config: Config, identity: Identity) -> None:
     node = Node(
         identity.seed,
         listen=config.net.listen,
+        announce=config.net.announce,
         targets=_targets(config),
         mdns=config.net.mdns,
         gate=gate,

@@ -79,10 +79,13 @@ class NetConfig(_Section):
     """The peer-to-peer side. `peers` are multiaddrs that end in /p2p/PEERID, dialled besides those that the fleet
     document names. Who may connect is said in the document, not here.
 
-    `fast_lane_port` is the TCP port over which blocks of models are given, beside the links.
+    `announce` are multiaddrs without a PeerID that others are told in place of this box's own, for one that they reach
+    through a port of another machine, such as that of a container. `fast_lane_port` is the TCP port over which blocks
+    of models are given, beside the links.
     """
 
     listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/4210",)
+    announce: tuple[str, ...] = Field(default=(), max_length=8)
     peers: tuple[str, ...] = ()
     mdns: bool = True
     fast_lane_port: Lane = 0

@@ -12,7 +12,7 @@ from typing import Any, Final
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from agent.addresses import http_problem, listen_problem, peer_problem, short
+from agent.addresses import announce_problem, http_problem, listen_problem, peer_problem, short
 from agent.config import Config
 from agent.engine_url import engine_url_problem, parse_engine_url
 from agent.errors import ConfigError
@@ -323,7 +323,8 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 def _check_network(values: Mapping[str, Any], problems: Problems) -> None:
     """What types alone do not say: addresses and keys that can work. Other types than expected are left alone."""
     net, http = _section(values, "net"), _section(values, "http")
-    for key, problem_of in (("listen", listen_problem), ("peers", peer_problem)):
+    checks = (("listen", listen_problem), ("announce", announce_problem), ("peers", peer_problem))
+    for key, problem_of in checks:
         for index, addr in enumerate(_list(net, key)):
             if isinstance(addr, str) and (problem := problem_of(addr)):
                 problems.add(("net", key, index), f"net.{key}[{index}]: {problem}")

@@ -168,7 +168,8 @@ def _configured(config: Config, url: str | None, api_key_file: Path | None, stat
         if api_key_file is None and not os.environ.get("SHOAL_API_KEY"):
             # The file that lists who may ask this agent also holds a key to ask it with.
             api_key_file = config.http.api_key_file
-    return Place(url, api_key_file, state_dir or config.state_dir, config.seed_file, config.net.listen)
+    addrs = config.net.announce or config.net.listen
+    return Place(url, api_key_file, state_dir or config.state_dir, config.seed_file, addrs)
 
 
 def _is_locked(state_dir: Path) -> bool:

@@ -94,10 +94,12 @@ class Host:
         seed: bytes,
         *,
         listen: Sequence[str],
+        announce: Sequence[str] = (),
         gate: Gate,
         on_link: Callable[[ByteStream], Awaitable[None]],
     ) -> None:
         self._listen = [Multiaddr(addr) for addr in listen]
+        self._announce = tuple(announce)
         self._gate = gate
         self._on_link = on_link
         self._refused: dict[str, trio.CancelScope] = {}
@@ -140,7 +142,12 @@ class Host:
             yield
 
     def addrs(self) -> tuple[str, ...]:
-        """Addresses others can dial, ending in /p2p/PEERID; 0.0.0.0 becomes this machine's own addresses."""
+        """Addresses others can dial, ending in /p2p/PEERID; 0.0.0.0 becomes this machine's own addresses.
+
+        Where some are to be announced, these and no others.
+        """
+        if self._announce:
+            return tuple(f"{addr}/p2p/{self.peer_id}" for addr in self._announce)
         found: dict[str, None] = {}
         for addr in self._host.get_addrs():
             text = str(addr).split("/p2p/")[0]

@@ -46,7 +46,8 @@ class Node:
     """Owns every connection of this box.
 
     `allowed(peer_id)` is the default-deny allow-list, asked at the handshake, for every stream and by `router` for
-    every call. `targets` maps the PeerIDs of configured neighbours to their multiaddrs.
+    every call. `targets` maps the PeerIDs of configured neighbours to their multiaddrs. `announce` are multiaddrs that
+    others are told in place of those that are listened on.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Node:
         hello: Callable[[], Hello],
         events: NodeEvents,
         connect_timeout: float,
+        announce: Sequence[str] = (),
     ) -> None:
         self._targets = dict(targets)
         self._mdns = mdns
@@ -71,7 +73,7 @@ class Node:
         self._links: dict[str, list[Link]] = {}
         self._changed = trio.Event()
         self._gate = gate
-        self._host = Host(seed, listen=listen, gate=gate, on_link=self._serve)
+        self._host = Host(seed, listen=listen, announce=announce, gate=gate, on_link=self._serve)
         self._dialler = Dialler(
             connect=self._connect, connected=lambda peer: self.link(peer) is not None, wait_gone=self._wait_gone
         )

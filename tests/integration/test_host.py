@@ -127,6 +127,18 @@ def test_container_bridges_are_not_told(monkeypatch: pytest.MonkeyPatch) -> None
     run(scenario)
 
 
+def test_what_is_announced_stands_in_the_place_of_its_own_addresses() -> None:
+    told = ("/ip4/10.0.0.7/tcp/4210", "/dns4/box.example/tcp/443")
+
+    async def scenario() -> None:
+        gate = Gate(lambda peer_id: True)
+        host = Host(seed_of("box"), listen=("/ip4/127.0.0.1/tcp/0",), announce=told, gate=gate, on_link=hold)
+        async with host.run():
+            assert host.addrs() == tuple(f"{addr}/p2p/{host.peer_id}" for addr in told)
+
+    run(scenario)
+
+
 def test_a_link_carries_bytes_both_ways_and_ends_on_both_sides() -> None:
     ended = trio.Event()
 

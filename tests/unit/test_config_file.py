@@ -207,6 +207,22 @@ def test_a_peer_that_cannot_be_dialled_is_refused(peer: str, tmp_path: Path) -> 
     assert "shoal id" in found
 
 
+@pytest.mark.parametrize(
+    "addr",
+    ["x", f"/ip4/10.0.0.7/tcp/4210/p2p/{KEY}", "/ip4/0.0.0.0/tcp/4210", "/ip6/::/tcp/4210", "/ip4/10.0.0.7/tcp/0",
+     "/ip4/10.0.0/tcp/1", "/dns4/127.1/tcp/1", "/dns4/a b/tcp/1", "/ip4/10.0.0.7/udp/1"],
+)  # fmt: skip
+def test_an_address_that_leads_nowhere_is_not_announced(addr: str, tmp_path: Path) -> None:
+    (found,) = problems(f"name: a\nnet:\n  announce:\n    - {addr!r}\n", tmp_path)
+    assert found.startswith("shoal.yaml:4: net.announce[0]: ")
+    assert "/ip4/10.0.0.7/tcp/4210" in found
+
+
+def test_what_others_are_told_may_be_a_name(tmp_path: Path) -> None:
+    config = read("name: a\nnet:\n  announce: [/dns4/box.example/tcp/4210, /ip6/fd00::7/tcp/1]\n", tmp_path)
+    assert config.net.announce == ("/dns4/box.example/tcp/4210", "/ip6/fd00::7/tcp/1")
+
+
 @pytest.mark.parametrize("labels", ["{si te: a}", "{site: ''}", "{site: a b}", "[site]", "{site: " + "x" * 64 + "}"])
 def test_a_label_that_no_document_could_hold_is_refused(labels: str, tmp_path: Path) -> None:
     (found,) = problems(f"name: a\nlabels: {labels}\n", tmp_path)
