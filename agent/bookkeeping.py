@@ -21,6 +21,7 @@ from agent.membership import Membership
 from agent.mqtt.gauges import MqttGauges
 from agent.observe.counts import JobCounts
 from agent.observe.metrics import Gauges, Metrics
+from agent.reconcile.gauges import ModelGauges
 from agent.version import VERSION
 from fleet.document.replica import Change
 from fleet.net.gate import Gate
@@ -40,6 +41,8 @@ class Bookkeeping:
         self.counts: Final = JobCounts()
         self.observer: Final = Observer(name_of, (lambda outcome, seen: self.trail.record(outcome), self.counts.note))
         self._membership = membership
+        #: How much of models moves; whoever makes the part that moves them sets it.
+        self.models: Callable[[], ModelGauges] = ModelGauges
         self._ops_accepted = 0
         self._metrics: Metrics | None = None
         membership.subscribe(self._note_ops)
@@ -89,6 +92,7 @@ class Bookkeeping:
                 audit_taken_together=self.trail.taken_together,
                 mqtt=mqtt_now,
                 mqtt_events=mqtt_events,
+                models=self.models(),
             )
 
         self._metrics = Metrics(self.counts, look)

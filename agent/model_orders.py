@@ -27,6 +27,7 @@ from agent.models_source_url import HUB, HUB_VARIABLE
 from agent.reconcile.checking import check
 from agent.reconcile.desired import FleetModel, manifest_body
 from agent.reconcile.explain import model_facts, placement_facts, want_facts
+from agent.reconcile.gauges import ModelGauges, model_gauges
 from agent.reconcile.situation import Situation
 from agent.reconcile.transfers import Steps, Transfer
 from fleet.blobs.held import Held
@@ -124,6 +125,10 @@ class ModelOrders:
     def transfers(self) -> Mapping[str, object]:
         """What moves or is checked here, and the last of what did; the oldest first."""
         return {"transfers": [one.plain() for one in self._keeper.transfers.all()]}
+
+    def gauges(self) -> ModelGauges:
+        """How much moves, for the metrics."""
+        return model_gauges(self._keeper.executor, self._keeper.server, self._keeper.store)
 
     # --- orders -------------------------------------------------------------------------------------------------------
 

@@ -71,6 +71,7 @@ class AgentServices:
         self._mqtt = mqtt
         #: What an operator asks of this box's models; see ModelOrders.
         self.orders = orders
+        books.models = orders.gauges
         self._gate = gate
         self._router = router
         self._warnings = warnings

@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 from agent.engine.pool import HeldModel
 from agent.mqtt.gauges import MqttGauges
 from agent.observe.counts import OTHER, Histograms, JobCounts, ModelNames
+from agent.reconcile.gauges import ModelGauges
 
 #: Of the text format 0.0.4.
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -64,6 +65,28 @@ METRICS: Final = (
     Metric("shoal_audit_waiting", "gauge", (), "lines of the audit trail that wait for the disk"),
     Metric("shoal_audit_lost_total", "counter", (), "outcomes that could not be written to the audit trail"),
     Metric("shoal_audit_taken_together_total", "counter", (), "refusals told as part of a number"),
+    Metric("shoal_models_stored", "gauge", (), "whole models in the store for others"),
+    Metric("shoal_model_fetches_running", "gauge", (), "models that are fetched now"),
+    Metric("shoal_model_fetches_total", "counter", ("outcome",), "fetches of models that have ended"),
+    Metric("shoal_model_followers", "gauge", (), "boxes that fetch a model from this one now"),
+    Metric(
+        "shoal_model_bytes_total",
+        "counter",
+        ("direction",),
+        "bytes of models' blocks that came, and that were given",
+    ),
+    Metric(
+        "shoal_model_wasted_bytes_total",
+        "counter",
+        (),
+        "bytes of them that came for nothing",
+    ),
+    Metric(
+        "shoal_fast_lane_refusals_total",
+        "counter",
+        ("reason",),
+        "connections for blocks that were turned away",
+    ),
     Metric("shoal_mqtt_connected", "gauge", (), "1 while there is a connection to the MQTT broker"),
     Metric("shoal_mqtt_jobs", "gauge", ("state",), "jobs that came over MQTT and are not answered"),
     Metric("shoal_mqtt_outbox", "gauge", (), "messages that the MQTT broker has not acknowledged"),
@@ -91,6 +114,7 @@ class Gauges:
     audit_taken_together: int
     mqtt: MqttGauges = field(default_factory=MqttGauges)
     mqtt_events: Mapping[str, int] = field(default_factory=dict)
+    models: ModelGauges = field(default_factory=ModelGauges)
 
 
 class Metrics:
@@ -146,6 +170,13 @@ class _Page(Collector):
             "shoal_audit_waiting": {(): now.audit_waiting},
             "shoal_audit_lost_total": {(): now.audit_lost},
             "shoal_audit_taken_together_total": {(): now.audit_taken_together},
+            "shoal_models_stored": {(): now.models.stored},
+            "shoal_model_fetches_running": {(): now.models.fetching},
+            "shoal_model_fetches_total": _by_reason(now.models.fetches),
+            "shoal_model_followers": {(): now.models.followers},
+            "shoal_model_bytes_total": {("in",): now.models.received, ("out",): now.models.given},
+            "shoal_model_wasted_bytes_total": {(): now.models.wasted},
+            "shoal_fast_lane_refusals_total": _by_reason(now.models.refused),
             "shoal_mqtt_connected": {(): int(now.mqtt.connected)},
             "shoal_mqtt_jobs": {("running",): now.mqtt.running, ("waiting",): now.mqtt.waiting},
             "shoal_mqtt_outbox": {(): now.mqtt.outbox},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Collection, Mapping
+from collections.abc import Awaitable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -94,6 +94,16 @@ class _Fetch:
     over: trio.Event = field(default_factory=trio.Event)
 
 
+@dataclass
+class Ended:
+    """What became of the fetches that are over: bytes that came, bytes of these that were for nothing, and how many
+    ended how (`done`, `failed`, `stopped`)."""
+
+    received: int = 0
+    wasted: int = 0
+    fetches: Counter[str] = field(default_factory=Counter)
+
+
 class Executor:
     """Keeps the models of this box as the document wants them. One task (`run`); all else returns at once.
 
@@ -115,6 +125,8 @@ class Executor:
         self.busy: set[str] = set()
         #: Models that are about to be deleted: no longer told of.
         self.leaving: set[str] = set()
+        #: Of the fetches since the agent started.
+        self.ended = Ended()
         self._fetches: dict[str, _Fetch] = {}
         self._adopting: set[str] = set()
         self._look = Look(store, pool, pins, rules)
@@ -126,6 +138,10 @@ class Executor:
     def note_change(self) -> None:
         """The document, the pool, the store or the pins may have changed."""
         self._wake.set()
+
+    def running(self) -> Iterable[Account]:
+        """The accounts of the fetches that run."""
+        return [fetch.account for fetch in self._fetches.values()]
 
     def forgive(self, model_hash: str) -> None:
         """Try at once what failed before."""
@@ -246,6 +262,10 @@ class Executor:
         finally:
             if fetch.transfer.state == "running":
                 fetch.transfer.end("stopped", fetch.transfer.error or "the agent was stopped")
+            progress = fetch.account.progress()
+            self.ended.received += progress.moved
+            self.ended.wasted += progress.wasted
+            self.ended.fetches[fetch.transfer.state] += 1
             del self._fetches[blob]
             fetch.over.set()
             self.note_change()

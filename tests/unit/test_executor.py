@@ -184,6 +184,8 @@ def test_what_is_placed_here_is_fetched_served_and_told_of(tmp_path: Path) -> No
         plain = transfer.plain()
         assert plain["state"] == "done"
         assert plain["progress"]["sources"][0]["bytes"] == MANIFEST.size  # type: ignore[index]
+        ended = made.executor.ended
+        assert (ended.received, ended.wasted, ended.fetches) == (MANIFEST.size, 0, {"done": 1})
 
     run(tmp_path, story)
 

@@ -17,6 +17,7 @@ from agent.jobs.observation import Observation
 from agent.jobs.outcome import Outcome
 from agent.observe.counts import MAX_BORROWED, MAX_OF_PEER, MAX_OWN, JobCounts, ModelNames
 from agent.observe.metrics import MAX_VALUES, METRICS, Gauges, Metrics
+from agent.reconcile.gauges import ModelGauges
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 DONE = Outcome(at=0.0, job="j", role="asker", outcome="ok", model="smol", route="local", tokens=3, prompt_tokens=5)
@@ -48,6 +49,7 @@ def page(
         audit_waiting=0,
         audit_lost=1,
         audit_taken_together=9,
+        models=ModelGauges(received=5, wasted=2, given=7, fetches={"done": 3}, refused={"nameless": 6}, stored=4),
     )
     return Metrics(counts or JobCounts(), lambda: now).text().decode()
 
@@ -105,6 +107,10 @@ def test_jobs_are_counted_by_what_came_of_them() -> None:
     assert of("shoal_gate_refusals_total", reason="inbound") == 4
     assert of("shoal_links", direction="inbound") == 1
     assert of("shoal_audit_lost_total") == 1
+    assert of("shoal_model_bytes_total", direction="in") == 5
+    assert of("shoal_model_bytes_total", direction="out") == 7
+    assert of("shoal_model_fetches_total", outcome="done") == 3
+    assert of("shoal_fast_lane_refusals_total", reason="nameless") == 6
     assert of("process_resident_memory_bytes") > 1 << 20
 
 
