@@ -17,10 +17,11 @@ import structlog
 import trio
 
 from agent.mqtt.counts import Counts
+from agent.mqtt.ends import session_error_of
 from agent.mqtt.granted import Granted
 from agent.mqtt.messages import Incoming, Options, Sent, SessionError, Wanted
 from agent.mqtt.outbox import Entry, Outbox
-from agent.mqtt.session import Session, leaf_of
+from agent.mqtt.session import Session
 from agent.mqtt_url import BrokerAddress
 
 #: Seconds to connect, TLS included.
@@ -200,7 +201,7 @@ class MqttClient:
                 nursery.start_soon(self._send_outbox, session, granted)
                 nursery.start_soon(self._keep_subscribed, session, granted)
         except* SessionError as group:
-            ended = leaf_of(group)
+            ended = session_error_of(group)
         finally:
             self._session = None
             self.on_down()
@@ -222,7 +223,12 @@ class MqttClient:
 
     def _received(self, message: Incoming) -> None:
         self._counts.note("received")
-        self.on_message(message)
+        try:
+            self.on_message(message)
+        except Exception as error:
+            # A mistake of ours. Were it to end the connection, a retained message would do so on the next one, too.
+            log.exception("mqtt.internal", topic=message.topic[:256], bytes=len(message.payload), error=repr(error))
+            message.settle()
 
     async def _subscribe(self, session: Session, granted: Granted) -> None:
         wanted = {one.filter: one for one in self.subscriptions(granted)}
@@ -248,17 +254,25 @@ class MqttClient:
     # --- the outbox --------------------------------------------------------------------------------------------------
 
     async def _send_outbox(self, session: Session, granted: Granted) -> None:
+        look_at = 0.0
         while True:
-            for old in list(self._outbox.expired(self._wall())):
-                self._left(old, "expired")
+            if trio.current_time() >= look_at:
+                look_at = trio.current_time() + _LOOK
+                for old in list(self._outbox.expired(self._wall())):
+                    self._left(old, "expired")
             while self._outbox.on_the_way < granted.window and (entry := self._outbox.next()) is not None:
                 self._send(session, entry)
+                # As much as the link carries: what lies in memory here is sent anew on the next connection.
+                await session.caught_up()
             with trio.move_on_after(_REFUSED_PAUSE if self._put_off else _LOOK):
                 await self._more.wait()
             self._more, self._put_off = trio.Event(), False
 
     def _send(self, session: Session, entry: Entry) -> None:
-        expiry = None if entry.expires is None else max(1, round(entry.expires - self._wall()))
+        expiry = None if entry.expires is None else round(entry.expires - self._wall())
+        if expiry is not None and expiry <= 0:
+            self._left(entry, "expired")
+            return
         sent = Sent(entry.correlation, expiry, entry.user)
         if not session.fits(entry.topic, entry.payload, sent):
             self._counts.note("too_large_for_broker")

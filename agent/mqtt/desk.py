@@ -8,17 +8,17 @@ start.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, Literal
 
 import structlog
 import trio
 
 from agent.engine.fair_queue import FairQueue
-from agent.errors import AgentError, BadRequestError, DrainingError, ModelNotFoundError, NoCapablePeerError
-from agent.jobs.job import Emit, Job, JobEvent, Resumed, Routed
+from agent.errors import AgentError, DrainingError
 from agent.mqtt import replies
-from agent.mqtt.claiming import Claims
+from agent.mqtt.claiming import CLAIM_LIMIT, RENEW, Claims
 from agent.mqtt.client import MqttClient
 from agent.mqtt.counts import Counts
 from agent.mqtt.intake import ANSWER_EXPIRES, DeskLimits, Intake
@@ -27,21 +27,15 @@ from agent.mqtt.messages import Incoming, Sent
 from agent.mqtt.outbox import Entry
 from agent.mqtt.replies import Answer, Problem, problem, problem_of
 from agent.mqtt.request import understand
+from agent.mqtt.running import SETTLE, Run, run_work
 from agent.mqtt.topics import Topics
 from agent.mqtt.work import MAX_TRIES, Book, Work, again
-from fleet.net.messages import Delta, Embedded, Finished
 
 #: Seconds after its deadline that a job which runs is given up here, should nobody else have done it.
 _DEADLINE_GRACE: Final = 2.0
 #: Seconds a job takes, before one has been measured, and how much a new one counts.
 _JOB_SECONDS: Final = 5.0
 _NEW_SHARE: Final = 0.2
-_TIDY: Final = 30.0
-#: Seconds after a start in which jobs of before are tried again where no box can run them, and between two tries.
-SETTLE: Final = 30.0
-_SETTLE_LOOK: Final = 1.0
-
-Run = Callable[[Job, Emit], Awaitable[None]]
 What = Literal["result", "error"]
 
 log = structlog.get_logger("shoal.mqtt")
@@ -97,8 +91,8 @@ class JobDesk:
         self._nursery: trio.Nursery | None = None
         self._restored: Sequence[JobRow] = ()
         self._started = 0.0
-        self.claims: Final = Claims(topics, client, counts, wall)
-        self.claims.on_other = self._say_again
+        self.claims: Final = Claims(topics, client, counts)
+        self.claims.on_other, self.claims.on_lost = self._say_again, self._lost
         self._intake = Intake(
             topics,
             client,
@@ -145,8 +139,8 @@ class JobDesk:
                     self._replay(row)
                 self._restored = ()
                 while True:
-                    await trio.sleep(_TIDY)
-                    self.claims.tidy()
+                    await trio.sleep(RENEW)
+                    self.claims.renew()
             finally:
                 self._nursery = None
 
@@ -203,8 +197,10 @@ class JobDesk:
                         # Handed over here, so that it is written before anything else about the job.
                         nursery.start_soon(self._store, work, self._journal.take(work.row))
                     payload = await self._worked(work)
-                    what = "result"
-            if not payload:
+                    what, work.lost = "result", False
+            if work.lost:
+                self._give_way(work)
+            elif not payload:
                 payload = self._called_off(work)
         except* _GivenWayError:
             self._give_way(work)
@@ -238,10 +234,11 @@ class JobDesk:
         try:
             await self._journal.synced(taken)
         except JournalError as error:
-            # The broker has it still, and sends it again.
             self._counts.note("journal_failed")
             log.warning("mqtt.not_synced", job=work.row.id, reason=error.message)
-            return
+            work.unwritten = True
+            if not work.said:
+                return
         work.settle()
 
     def _accept(self, work: Work) -> None:
@@ -264,7 +261,7 @@ class JobDesk:
             raise _InterruptedError(f"this box ended {row.tries} times while it ran the job; it is not begun again")
         left = row.deadline - self._wall()
         with trio.move_on_after(max(0.0, left)) as limit:
-            if row.fleet_wide and not await self.claims.claimed(row):
+            if row.fleet_wide and not await self.claims.claimed(row.id):
                 raise _GivenWayError
             work.ours = True
             self._accept(work)
@@ -276,51 +273,14 @@ class JobDesk:
         work.row = again(row)
         self._journal.began(row.id, work.row.tries)
         with trio.move_on_after(max(0.0, row.deadline - self._wall()) + _DEADLINE_GRACE) as limit:
-            return await self._run_now(work)
+            began = trio.current_time()
+            left_ms = round((row.deadline - self._wall()) * 1000)
+            settled = self._started + SETTLE
+            say_delta = partial(self._say_delta, work)
+            result = await run_work(work, left_ms, self._run, settled=settled, say_delta=say_delta)
+            self._job_seconds += _NEW_SHARE * (trio.current_time() - began - self._job_seconds)
+            return result
         raise _TooLateError(f"it was not done within the {row.deadline - row.received:g} s that the job has")
-
-    async def _run_now(self, work: Work) -> bytes:
-        row = work.row
-        began = trio.current_time()
-        answer = work.answer = Answer(began)
-        left = round((row.deadline - self._wall()) * 1000)
-        job = work.asked.to_run(f"mqtt-{row.id}", row.model, left, row.traceparent)
-
-        async def emit(event: JobEvent) -> None:
-            match event:
-                case Routed() | Resumed():
-                    answer.route(event)
-                case Delta():
-                    answer.first_at = answer.first_at or trio.current_time()
-                    answer.texts.append(event.text)
-                    if work.asked.stream and event.text:
-                        await work.accepted.wait()
-                        self._say_delta(work, answer, event.text)
-                case Embedded():
-                    answer.vectors.append(event)
-                    if answer.bulky:
-                        raise BadRequestError("input.texts: their vectors do not fit into a message; send fewer texts")
-                case Finished():
-                    answer.finished = event
-
-        settled = self._started + SETTLE if work.replayed else 0.0
-        while True:
-            try:
-                await self._run(job, emit)
-                break
-            except (NoCapablePeerError, ModelNotFoundError):
-                # A box that has just started may not have heard of the others yet.
-                if answer.routed is not None or trio.current_time() >= settled:
-                    raise
-                await trio.sleep(_SETTLE_LOOK)
-        now = trio.current_time()
-        self._job_seconds += _NEW_SHARE * (now - began - self._job_seconds)
-        result = answer.result(row.id, work.asked.kind, now)
-        if result is None:
-            raise BadRequestError(
-                f"the answer is larger than {replies.MAX_RESULT} bytes; ask for fewer tokens or texts"
-            )
-        return result
 
     def _say_delta(self, work: Work, answer: Answer, text: str) -> None:
         payload = replies.delta(work.row.id, answer.deltas, text)
@@ -389,9 +349,29 @@ class JobDesk:
             # It is sent all the same; should the box end before that, the job runs again.
             self._counts.note("journal_failed")
             entry.seq = 0
-        if not work.stored.is_set():
-            entry.gone = lambda why: work.settle()
+        entry.gone = lambda why: self._said(work)
         self._client.send(entry)
+
+    def _said(self, work: Work) -> None:
+        """The broker has the answer: a request that the journal could not keep is acknowledged now."""
+        work.said = True
+        if work.unwritten:
+            work.settle()
+
+    def _lost(self, job: str) -> None:
+        """A job that is open here is another box's now: this one was away, and its client has sent it again."""
+        work = self._book.open.get(job)
+        if work is not None and not work.doubted and self._nursery is not None:
+            work.doubted = True
+            self._nursery.start_soon(self._make_sure, work)
+
+    async def _make_sure(self, work: Work) -> None:
+        """Give way unless the other box takes its claim back: it may have seen that this one is there again."""
+        await trio.sleep(CLAIM_LIMIT)
+        work.doubted = False
+        if self._book.open.get(work.row.id) is work and self.claims.is_others(work.row.id):
+            work.lost = True
+            work.scope.cancel()
 
     def _give_way(self, work: Work) -> None:
         job = work.row.id

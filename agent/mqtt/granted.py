@@ -18,7 +18,7 @@ _MOST_PACKET: Final = 268_435_455
 @dataclass(frozen=True)
 class Granted:
     """`version` is 5 or 4 (3.1.1); `most_packet` in bytes; `keep_alive` in seconds; `session` is whether the broker had
-    kept messages for this box."""
+    kept messages for this box, `numbers` whether subscriptions may have some."""
 
     version: int = 5
     session: bool = False
@@ -27,6 +27,7 @@ class Granted:
     most_qos: int = 1
     retains: bool = True
     shares: bool = True
+    numbers: bool = True
     keep_alive: int = KEEP_ALIVE
 
 
@@ -35,7 +36,7 @@ def granted(version: int, session: bool, properties: object) -> Granted:
     if version < 5:
         # Not every broker of 3.1.1 has shared subscriptions, and one that has none says nothing. So every box is sent
         # every job there, and claims say whose it is.
-        return Granted(version, session, shares=False)
+        return Granted(version, session, shares=False, numbers=False)
 
     def said(name: str, otherwise: int, least: int, most: int) -> int:
         value: Any = getattr(properties, name, otherwise)
@@ -50,6 +51,7 @@ def granted(version: int, session: bool, properties: object) -> Granted:
         most_qos=said("MaximumQoS", 1, 0, 1),
         retains=bool(said("RetainAvailable", 1, 0, 1)),
         shares=bool(said("SharedSubscriptionAvailable", 1, 0, 1)),
+        numbers=bool(said("SubscriptionIdentifierAvailable", 1, 0, 1)),
         # 0 turns signs of life off, and a broker that is gone would never be missed.
         keep_alive=said("ServerKeepAlive", KEEP_ALIVE, 0, KEEP_ALIVE) or KEEP_ALIVE,
     )

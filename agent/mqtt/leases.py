@@ -3,7 +3,11 @@
 A broker hands a fleet-wide job to one box, but what is sent again, or sent to a broker without shared subscriptions,
 reaches others. So a box says on a topic of its own, retained, that it claims the job, and begins when that comes back
 to it: a broker passes on messages in one order, so of two boxes that claim both see the same claim first. Whoever finds
-another's before its own gives way. A claim ends with its time, when its box takes it back, and when its box is offline.
+another's before its own gives way.
+
+A claim says for how many seconds it stands, counted from when it was heard, and is said anew while its box has the job:
+so it does not matter what the clocks of boxes show, and a box that has ended is not waited for, also where the broker
+ended with it and nobody was told. It ends at once when its box takes it back, or is offline.
 """
 
 from __future__ import annotations
@@ -19,50 +23,53 @@ from pydantic_core import from_json
 MAX_JOBS: Final = 10_000
 MAX_NODES: Final = 10_000
 MAX_CLAIMS: Final = 16
-#: Seconds that a claim may last, whatever it says.
-MAX_LEASE: Final = 86_400.0
+#: Seconds that a claim may stand, whatever it says.
+MAX_LEASE: Final = 3600.0
 _MAX_BYTES: Final = 1024
 
 
 @dataclass(frozen=True)
 class Claim:
-    """That `node` has a job, until `until` by the wall clock. `alone` says that it was sent to no other box: then a box
-    that has the job already knows that its client has sent it again."""
+    """That `node` has a job, until `until` on the clock of the box that heard it. `alone` says that it was sent to no
+    other box: then a box that has the job already knows that its client has sent it again."""
 
     node: str
     until: float
     alone: bool = False
 
 
-def claim_payload(job: str, until: float, alone: bool) -> bytes:
-    """A claim as it is published."""
-    return json.dumps({"v": 1, "job": job, "until": round(until, 1), "alone": alone}, separators=(",", ":")).encode()
+def claim_payload(job: str, seconds: float, alone: bool) -> bytes:
+    """A claim that stands for so many seconds, as it is published."""
+    return json.dumps({"v": 1, "job": job, "seconds": seconds, "alone": alone}, separators=(",", ":")).encode()
 
 
 def read_claim(node: str, job: str, payload: bytes, now: float) -> Claim | None:
-    """A box's claim on a job; None where there is none in the payload, such as in the empty one that takes it back."""
+    """A box's claim on a job, heard at `now`; None where there is none in the payload, such as in the empty one that
+    takes it back."""
     if not payload or len(payload) > _MAX_BYTES:
         return None
     try:
         facts = from_json(payload, allow_inf_nan=False)
     except ValueError:
         return None
-    until = facts.get("until") if isinstance(facts, dict) and facts.get("job") == job else None
-    if isinstance(until, bool) or not isinstance(until, int | float):
+    seconds = facts.get("seconds") if isinstance(facts, dict) and facts.get("job") == job else None
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         return None
-    return Claim(node, min(float(until), now + MAX_LEASE), facts.get("alone") is True)
+    # Bounded before it becomes a float: JSON has numbers that no float holds.
+    return Claim(node, now + float(max(0, min(seconds, MAX_LEASE))), facts.get("alone") is True)
 
 
 class Leases:
-    """The claims that came, by job."""
+    """The claims that came, by job; `now` is seconds on any clock that does not go back."""
 
     def __init__(self) -> None:
         self._jobs: OrderedDict[str, list[Claim]] = OrderedDict()
         self._offline: OrderedDict[str, None] = OrderedDict()
 
-    def heard(self, job: str, claim: Claim) -> None:
-        """A box claims a job; where it had a claim, that keeps its place."""
+    def heard(self, job: str, claim: Claim, now: float) -> None:
+        """A box claims a job; a claim of its that still stands keeps its place."""
         claims = self._jobs.setdefault(job, [])
+        claims[:] = [known for known in claims if known.until > now]
         for index, known in enumerate(claims):
             if known.node == claim.node:
                 claims[index] = claim
@@ -80,6 +87,11 @@ class Leases:
         else:
             self._jobs.pop(job, None)
 
+    def forget(self, node: str) -> None:
+        """A box has no claims any more."""
+        for job in [job for job, claims in self._jobs.items() if any(claim.node == node for claim in claims)]:
+            self.taken_back(job, node)
+
     def available(self, node: str, online: bool) -> None:
         """Whether a box is there. What one claimed that has gone is free, also once it is back: it claims anew."""
         if online:
@@ -89,8 +101,7 @@ class Leases:
         self._offline.move_to_end(node)
         while len(self._offline) > MAX_NODES:
             self._offline.popitem(last=False)
-        for job in [job for job, claims in self._jobs.items() if any(claim.node == node for claim in claims)]:
-            self.taken_back(job, node)
+        self.forget(node)
 
     def holder(self, job: str, now: float) -> str | None:
         """The box whose job it is now."""
@@ -100,7 +111,7 @@ class Leases:
         return None
 
     def forget_old(self, now: float) -> None:
-        """Let go of claims whose time is over."""
+        """Let go of claims that stand no more."""
         for job, claims in list(self._jobs.items()):
             left = [claim for claim in claims if claim.until > now]
             if left:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -25,7 +25,8 @@ def nothing() -> None:
 @dataclass(frozen=True)
 class Incoming:
     """A message of the broker. `reply_to`, `correlation`, `expiry` (seconds) and `user` are MQTT 5's, None and empty
-    elsewhere. `settle` acknowledges it: until then the broker sends it again on the next connection."""
+    elsewhere; `numbers` are those of the subscriptions that it was sent for, empty where none is known. `settle`
+    acknowledges it, once: until then the broker sends it again on the next connection."""
 
     topic: str
     payload: bytes
@@ -36,17 +37,20 @@ class Incoming:
     correlation: bytes | None = None
     expiry: int | None = None
     user: Mapping[str, str] = field(default_factory=dict)
+    numbers: Set[int] = frozenset()
     settle: Callable[[], None] = field(default=nothing, compare=False)
 
 
 @dataclass(frozen=True)
 class Wanted:
     """A subscription. `live` is for topics of which kept messages are not wanted, and where it matters that a message
-    was sent to be kept."""
+    was sent to be kept. `number`, where there is one, comes with every message that is sent for this subscription
+    (MQTT 5): a message that two of them mean comes twice."""
 
     filter: str
     qos: int = 1
     live: bool = False
+    number: int = 0
 
 
 @dataclass(frozen=True)

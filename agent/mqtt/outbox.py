@@ -7,7 +7,7 @@ that are to outlast the agent have a `seq` of the journal.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -48,7 +48,8 @@ class Outbox:
         self._most = most
         self._most_bytes = most_bytes
         self._entries: OrderedDict[int, Entry] = OrderedDict()
-        self._unsent: OrderedDict[int, Entry] = OrderedDict()
+        #: Those that were not sent, by class, each in its order: who has to go is found without a look at all of them.
+        self._unsent: Mapping[Priority, OrderedDict[int, Entry]] = {rank: OrderedDict() for rank in RANKS}
         self._bytes = 0
         self._next = 0
 
@@ -58,14 +59,14 @@ class Outbox:
     @property
     def on_the_way(self) -> int:
         """Entries that were sent and are not acknowledged."""
-        return len(self._entries) - len(self._unsent)
+        return len(self._entries) - sum(map(len, self._unsent.values()))
 
     def add(self, entry: Entry) -> list[Entry]:
         """Take an entry in; returns those that had to go for it, the oldest of the lowest class first: maybe itself."""
         self._next += 1
         entry.number = self._next
         self._entries[entry.number] = entry
-        self._unsent[entry.number] = entry
+        self._unsent[entry.priority][entry.number] = entry
         self._bytes += entry.size
         dropped = []
         while len(self._entries) > self._most or self._bytes > self._most_bytes:
@@ -78,38 +79,40 @@ class Outbox:
 
     def _victim(self) -> Entry | None:
         """The oldest of the lowest class among those that were not sent: what is on its way may have arrived."""
-        worst: Entry | None = None
-        for entry in self._unsent.values():
-            if worst is None or RANKS.index(entry.priority) > RANKS.index(worst.priority):
-                worst = entry
-                if entry.priority == RANKS[-1]:
-                    break
-        return worst
+        lowest = next((self._unsent[rank] for rank in reversed(RANKS) if self._unsent[rank]), None)
+        return None if lowest is None else next(iter(lowest.values()))
 
     def next(self) -> Entry | None:
-        """The entry that is to be sent now; it counts as sent."""
-        if not self._unsent:
+        """The entry that is to be sent now, the oldest; it counts as sent."""
+        oldest = min((next(iter(unsent)) for unsent in self._unsent.values() if unsent), default=None)
+        if oldest is None:
             return None
-        return self._unsent.popitem(last=False)[1]
+        entry = self._entries[oldest]
+        del self._unsent[entry.priority][oldest]
+        return entry
 
     def put_back(self, entry: Entry) -> None:
         """An entry was not sent after all; it is next."""
         if entry.number in self._entries:
-            self._unsent[entry.number] = entry
-            self._unsent.move_to_end(entry.number, last=False)
+            unsent = self._unsent[entry.priority]
+            unsent[entry.number] = entry
+            unsent.move_to_end(entry.number, last=False)
 
     def remove(self, entry: Entry) -> bool:
         """An entry has left; False where it had already."""
         if self._entries.pop(entry.number, None) is None:
             return False
-        self._unsent.pop(entry.number, None)
+        self._unsent[entry.priority].pop(entry.number, None)
         self._bytes -= entry.size
         return True
 
     def forget_sending(self) -> None:
         """The connection has ended: what was not acknowledged is to be sent again, in its order."""
-        self._unsent = OrderedDict(self._entries)
+        for rank, unsent in self._unsent.items():
+            unsent.clear()
+            unsent.update((number, one) for number, one in self._entries.items() if one.priority == rank)
 
     def expired(self, now: float) -> Iterator[Entry]:
         """Entries that nobody wants any more."""
-        return iter([one for one in self._unsent.values() if one.expires is not None and one.expires <= now])
+        waiting = [one for unsent in self._unsent.values() for one in unsent.values()]
+        return iter([one for one in waiting if one.expires is not None and one.expires <= now])

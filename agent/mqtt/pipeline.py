@@ -54,7 +54,11 @@ class Pipeline:
 
     def wants(self, topic: str) -> bool:
         """Whether a topic is one of its sensors'."""
-        return any(matches(one, topic) for one in self.topics)
+        return self.meant_by(topic) is not None
+
+    def meant_by(self, topic: str) -> str | None:
+        """The first of its filters that means a topic, None where none does."""
+        return next((one for one in self.topics if matches(one, topic)), None)
 
     def job(self, job_id: str, prompt: str) -> Job:
         """The job that answers a prompt: the likeliest answer, the same each time as far as a model can."""
@@ -139,6 +143,9 @@ def pipeline_of(name: str, spec: PipelineSpec, topics: Topics) -> Pipeline:
         raise PipelineError("topics: mean the topic that the answers go to; it would answer itself without end")
     if any(matches(one, topic) for one in filters for topic in (topics.fleet_request, topics.own_request)):
         raise PipelineError("topics: mean the topics of requests, which are no sensors'; name what is meant")
+    own = (topics.availability, topics.lease("x"), f"{topics.own}/infer/x/cancel")
+    if any(matches(one, topic) for one in filters for topic in own):
+        raise PipelineError("topics: mean what boxes say to one another, which is no sensor's; name what is meant")
     if wrong := template_problem(spec.prompt):
         raise PipelineError(f"prompt: {wrong}")
     if spec.answer is not None:

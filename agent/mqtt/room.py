@@ -16,7 +16,7 @@ from agent.errors import AgentError
 from agent.mqtt.client import Broker, MqttClient
 from agent.mqtt.counts import Counts
 from agent.mqtt.credentials import broker_of
-from agent.mqtt.desk import JobDesk, Run
+from agent.mqtt.desk import JobDesk
 from agent.mqtt.gauges import MqttGauges
 from agent.mqtt.granted import Granted
 from agent.mqtt.home_assistant import PREFIX, birth_topic, device, discovery_topic
@@ -25,6 +25,7 @@ from agent.mqtt.journal import Journal
 from agent.mqtt.messages import Incoming, Wanted
 from agent.mqtt.outbox import Outbox
 from agent.mqtt.pipeline import Wish
+from agent.mqtt.running import Run
 from agent.mqtt.sensors import Sensors
 from agent.mqtt.status import status_payload
 from agent.mqtt.topics import Topics, level_of, node_of
@@ -220,7 +221,7 @@ class MqttRoom:
                 wanted.append(Wanted(topics.shared_request if shared else topics.fleet_request, live=True))
             if self._config.home_assistant:
                 wanted.append(Wanted(birth, qos=0))
-            wanted += sensors.subscriptions()
+            wanted += sensors.subscriptions(granted)
             journal.remember("filters", json.dumps([one.filter for one in wanted]))
             return wanted
 

@@ -6,6 +6,7 @@ an answer about what was is of no use. What is passed over is counted.
 
 from __future__ import annotations
 
+import itertools
 import json
 import secrets
 import time
@@ -21,14 +22,15 @@ from agent.errors import AgentError, DrainingError
 from agent.jobs.job import JobEvent, Resumed, Routed
 from agent.mqtt.client import MqttClient
 from agent.mqtt.counts import Counts, Event
-from agent.mqtt.desk import Run
+from agent.mqtt.granted import Granted
 from agent.mqtt.journal import Journal, JournalError
 from agent.mqtt.messages import Incoming, Wanted
 from agent.mqtt.outbox import Entry
 from agent.mqtt.pipeline import MAX_PIPELINES, Gathering, Pipeline, PipelineError, Prompt, Wish, pipeline_of
 from agent.mqtt.rate import Rate
 from agent.mqtt.readings import BadReadingError
-from agent.mqtt.topics import Topics
+from agent.mqtt.running import Run
+from agent.mqtt.topics import Topics, covers
 from fleet.errors import FleetError
 from fleet.net.messages import Delta, Finished
 
@@ -85,6 +87,9 @@ class Sensors:
         self._wall = wall
         self._running: dict[str, Running] = {}
         self._others: dict[str, str] = {}
+        #: The numbers of filters, by which it is told for which of them a message was sent.
+        self._numbers: dict[str, int] = {}
+        self._next_number = itertools.count(1)
         self._nursery: trio.Nursery | None = None
         #: Called when pipelines came or went.
         self.on_change: Callable[[], None] = lambda: None
@@ -135,9 +140,21 @@ class Sensors:
             self._client.subscriptions_changed()
             self.on_change()
 
-    def subscriptions(self) -> list[Wanted]:
-        """The topics of every pipeline: values that are lost are replaced by the next, so QoS 0 does."""
-        return [Wanted(one, qos=0) for running in self._running.values() for one in running.pipeline.topics]
+    def subscriptions(self, granted: Granted) -> list[Wanted]:
+        """The topics of every pipeline: values that are lost are replaced by the next, so QoS 0 does.
+
+        mosquitto sends a message once for each filter that means it. Filters have numbers, so that each pipeline takes
+        it once; in 3.1.1, which has no numbers, those are left out whose messages come for another one.
+        """
+        filters = {one: None for running in self._running.values() for one in running.pipeline.topics}
+        self._numbers = {one: self._numbers.get(one) or next(self._next_number) for one in filters}
+        if not granted.numbers:
+            return [
+                Wanted(one, qos=0)
+                for one in filters
+                if not any(covers(other, one) and other != one for other in filters)
+            ]
+        return [Wanted(one, qos=0, number=number) for one, number in self._numbers.items()]
 
     @property
     def pipelines(self) -> list[Pipeline]:
@@ -169,9 +186,13 @@ class Sensors:
     def message(self, message: Incoming) -> bool:
         """A message of the broker; False where no pipeline wants it. Neither blocks nor raises."""
         wanted = False
+        numbers = message.numbers & set(self._numbers.values())
         for running in self._running.values():
-            if running.pipeline.wants(message.topic):
-                wanted = True
+            meant = running.pipeline.meant_by(message.topic)
+            if meant is None:
+                continue
+            wanted = True
+            if not numbers or self._numbers.get(meant) in numbers:
                 self._counts.note("sensor")
                 self._take(running, message)
         if wanted:

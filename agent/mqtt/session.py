@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket as socket_module
 import struct
-from collections import deque
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -18,28 +18,28 @@ import trio
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.exception import MQTTException
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from agent.mqtt.granted import KEEP_ALIVE, WINDOW, Granted, granted
+from agent.mqtt import properties
+from agent.mqtt.ends import refusal, session_error_of, words_of
+from agent.mqtt.granted import KEEP_ALIVE, Granted, granted
 from agent.mqtt.messages import PLAIN, Failure, Incoming, Options, Sent, SessionError, Wanted, nothing
+from agent.mqtt.window import Window
 from agent.mqtt.wire import Pipe, WireError
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus  # its stubs, which libp2p brings, shadow trio's own types
 
-#: Seconds a broker may take for CONNACK, for SUBACK, and to take what is sent to it.
+#: Seconds a broker may take for CONNACK, for SUBACK, and to take a piece of what is sent to it, of so many bytes.
 ANSWER_LIMIT: Final = 10.0
 SEND_LIMIT: Final = 30.0
+_PIECE: Final = 16 * 1024
 _QUICK_ACK: Final[int | None] = getattr(socket_module, "TCP_QUICKACK", None)
 #: Bytes that are read at a time: what is in them is handled before anything else runs.
 _READ: Final = 16 * 1024
-#: Bytes that wait to be sent, past which deltas are left out.
+#: Bytes that wait to be sent, past which deltas are left out, and answers wait for others to have gone.
 CROWDED: Final = 1024 * 1024
-#: Messages that wait for the broker to acknowledge others, past which no more are taken that nobody needs.
-MOST_HELD: Final = 1024
 #: Messages that may wait for our acknowledgement; a broker that sends more breaks its word.
 _MOST_UNACKED: Final = 4096
 #: What paho 2.1 and 2.2 raise for bytes that are no MQTT, besides what they turn into an error code.
@@ -53,11 +53,6 @@ _PARSER_ERRORS: Final = (
     ValueError,
     struct.error,
 )
-#: Reason codes of CONNACK (MQTT 5, 3.2.2.2).
-_BAD_VERSION: Final = 0x84
-_BAD_CREDENTIALS: Final = frozenset({0x86, 0x87, 0x8C})
-_NO_RETAIN: Final = 0x9A
-_NO_QOS: Final = 0x9B
 
 
 class _Paho(Client):
@@ -94,14 +89,13 @@ class Session:
         self._connected = trio.Event()
         self._wake = trio.Event()
         self._reason = ""
-        self._unacked: set[int] = set()
-        #: Who waits for the acknowledgement of a message, by its mid, and for that of a subscription.
-        self._waiting: dict[int, Callable[[str], None]] = {}
+        self._sent_at = -SEND_LIMIT
+        self._roomy = trio.Event()
+        #: What the broker waits for us to acknowledge, by its number, which is used again then: so each has a mark.
+        self._unacked: dict[int, object] = {}
+        #: Who waits for the acknowledgement of a subscription.
         self._subscribing: dict[int, tuple[trio.Event, list[str]]] = {}
-        #: Messages that the broker has not acknowledged, and those that wait for it to have done so: sending more than
-        #: its Receive Maximum would end the connection.
-        self._flying: set[int] = set()
-        self._held: deque[Callable[[], None]] = deque()
+        self._window = Window()
         self._paho = self._make()
 
     def _make(self) -> _Paho:
@@ -119,10 +113,7 @@ class Session:
         paho.max_inflight_messages = 0  # the window is kept by who publishes
         if self._options.user is not None:
             paho.username_pw_set(self._options.user, self._options.password)
-        will = None
-        if five:
-            will = _made(PacketTypes.WILLMESSAGE)
-            will.WillDelayInterval = self._options.away
+        will = properties.of_will(self._options.away) if five else None
         retain = self._options.will_retain
         paho.will_set(self._options.will_topic, b"offline", qos=1 if retain else 0, retain=retain, properties=will)
         paho.on_connect = self._on_connect
@@ -153,9 +144,9 @@ class Session:
                 task_status.started(self.granted)
                 nursery.start_soon(self._stay_alive)
         except* (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as group:
-            ended = SessionError(self._how(), self._reason or _first(group))
+            ended = SessionError(self._how(), self._reason or words_of(group))
         except* SessionError as group:
-            ended = leaf_of(group)
+            ended = session_error_of(group)
         finally:
             with trio.move_on_after(1) as scope:
                 scope.shield = True
@@ -167,12 +158,9 @@ class Session:
         return "lost" if self._connected.is_set() else "version"
 
     def _send_connect(self) -> None:
-        properties = None
         if self._options.version == 5:
-            properties = _made(PacketTypes.CONNECT)
-            properties.SessionExpiryInterval = self._options.away
-            properties.ReceiveMaximum = WINDOW
-            self._paho.connect("broker", 1883, KEEP_ALIVE, clean_start=False, properties=properties)
+            about = properties.of_connect(self._options.away)
+            self._paho.connect("broker", 1883, KEEP_ALIVE, clean_start=False, properties=about)
         else:
             self._paho.connect("broker", 1883, KEEP_ALIVE)
         self._flush()
@@ -209,42 +197,38 @@ class Session:
             if self._pipe.waiting == before:
                 break
         if self._opened is not None and not self._connected.is_set():
-            self._open()
+            refused = refusal(self._opened)
+            if refused is not None:
+                raise refused
+            self._connected.set()
         if self._pipe.closed:
             raise SessionError(self._how(), self._reason or "it sent what is no MQTT")
         if len(self._unacked) > _MOST_UNACKED:
             raise SessionError("lost", f"it sent {len(self._unacked)} messages before one was acknowledged")
         self._flush()
 
-    def _open(self) -> None:
-        code = self._opened
-        if not isinstance(code, ReasonCode) or not code.is_failure:
-            self._connected.set()
-            return
-        value = code.value
-        if value == _BAD_VERSION:
-            raise SessionError("version", str(code))
-        if value in _BAD_CREDENTIALS:
-            raise SessionError("denied", str(code))
-        if value in (_NO_RETAIN, _NO_QOS):
-            raise SessionError("no_retain", str(code))
-        raise SessionError("refused", str(code))
-
     async def _write(self) -> None:
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
             while self._pipe.out:
-                data = bytes(self._pipe.out)
-                self._pipe.out.clear()
+                # In pieces: a link that is slow is no link that is dead.
+                data = bytes(self._pipe.out[:_PIECE])
+                del self._pipe.out[:_PIECE]
                 with trio.move_on_after(SEND_LIMIT) as limit:
                     await self._stream.send_all(data)
                 if limit.cancelled_caught:
                     raise SessionError("lost", f"it took nothing for {SEND_LIMIT:g} s")
+                self._sent_at = trio.current_time()
+                if len(self._pipe.out) <= CROWDED:
+                    self._roomy.set()
 
     async def _stay_alive(self) -> None:
         while True:
             await trio.sleep(self.granted.keep_alive / 3)
+            if self._pipe.out and trio.current_time() - self._sent_at < self.granted.keep_alive:
+                # A ping would wait behind what is being sent, and its answer be missed though the broker is there.
+                continue
             self._paho.loop_misc()
             if self._pipe.closed:
                 raise SessionError("lost", f"it gave no sign of life for {self.granted.keep_alive} s")
@@ -261,7 +245,18 @@ class Session:
     @property
     def crowded(self) -> bool:
         """Whether much is waiting to be sent."""
-        return len(self._pipe.out) > CROWDED or len(self._held) > MOST_HELD
+        return len(self._pipe.out) > CROWDED or self._window.crowded
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether as many bytes wait to be sent as should; see `caught_up`."""
+        return len(self._pipe.out) > CROWDED
+
+    async def caught_up(self) -> None:
+        """Return when fewer bytes wait to be sent. Cancel-safe."""
+        while self.is_behind:
+            self._roomy = trio.Event()
+            await self._roomy.wait()
 
     def fits(self, topic: str, payload: bytes, sent: Sent = PLAIN) -> bool:
         """Whether the broker takes a message of this size."""
@@ -282,24 +277,21 @@ class Session:
         refuses it; at once where it grants QoS 0 alone, and never where the connection ends before.
         """
         qos = min(qos, self.granted.most_qos)
-        if qos and len(self._flying) >= self.granted.window:
-            self._held.append(lambda: self.publish(topic, payload, qos=qos, retain=retain, sent=sent, done=done))
+        if qos and self._window.is_full(self.granted.window):
+            self._window.hold(lambda: self.publish(topic, payload, qos=qos, retain=retain, sent=sent, done=done))
             return
-        properties = self._properties(PacketTypes.PUBLISH, sent)
-        info = self._paho.publish(topic, payload, qos, retain and self.granted.retains, properties)
+        about = properties.of_publish(sent) if self._options.version == 5 else None
+        info = self._paho.publish(topic, payload, qos, retain and self.granted.retains, about)
         if qos:
-            self._flying.add(info.mid)
-        if done is not None:
-            if qos:
-                self._waiting[info.mid] = done
-            else:
-                done("")
+            self._window.sent(info.mid, done)
+        elif done is not None:
+            done("")
         self._flush()
 
-    def _settle(self, mid: int, qos: int) -> None:
-        """Tell the broker that a message need not be sent again."""
-        if mid in self._unacked and not self._pipe.closed:
-            self._unacked.discard(mid)
+    def _settle(self, mid: int, qos: int, mark: object) -> None:
+        """Tell the broker that a message need not be sent again; once, whoever says it how often."""
+        if self._unacked.get(mid) is mark and not self._pipe.closed:
+            del self._unacked[mid]
             self._paho.ack(mid, qos)
             self._flush()
 
@@ -308,32 +300,38 @@ class Session:
 
         Raises SessionError where the broker does not answer. Cancel-safe.
         """
-        five = self._options.version == 5
-        topics: list[Any] = []
-        for one in wanted:
-            qos = min(one.qos, 1)
-            if five:
-                options = SubscribeOptions(
-                    qos=qos,
-                    retainAsPublished=one.live,
-                    retainHandling=2 if one.live and not one.filter.startswith("$share/") else 0,
-                )
-                topics.append((one.filter, options))
-            else:
-                topics.append((one.filter, qos))
-        if not topics:
-            return []
-        code, mid = self._paho.subscribe(topics)
-        if code != MQTTErrorCode.MQTT_ERR_SUCCESS or mid is None:
-            raise SessionError("lost", "it went away while topics were subscribed to")
-        done, problems = self._subscribing[mid] = trio.Event(), []
+        groups: defaultdict[int, list[int]] = defaultdict(list)
+        for index, one in enumerate(wanted):
+            groups[one.number if self.granted.numbers else 0].append(index)
+        asked: list[tuple[int, list[int], trio.Event, list[str]]] = []
+        for number, indexes in groups.items():
+            topics = [self._subscription(wanted[index]) for index in indexes]
+            code, mid = self._paho.subscribe(topics, properties=properties.of_subscribe(number))
+            if code != MQTTErrorCode.MQTT_ERR_SUCCESS or mid is None:
+                raise SessionError("lost", "it went away while topics were subscribed to")
+            done, said = self._subscribing[mid] = trio.Event(), []
+            asked.append((mid, indexes, done, said))
         self._flush()
+        problems = [""] * len(wanted)
         with trio.move_on_after(ANSWER_LIMIT) as limit:
-            await done.wait()
-        self._subscribing.pop(mid, None)
-        if limit.cancelled_caught or len(problems) != len(topics):
+            for _, indexes, done, said in asked:
+                await done.wait()
+                if len(said) != len(indexes):
+                    raise SessionError("lost", "it answered another subscription than it was asked for")
+                for index, problem in zip(indexes, said, strict=True):
+                    problems[index] = problem
+        for mid, *_ in asked:
+            self._subscribing.pop(mid, None)
+        if limit.cancelled_caught:
             raise SessionError("lost", "it did not answer a subscription")
         return problems
+
+    def _subscription(self, one: Wanted) -> tuple[str, Any]:
+        qos = min(one.qos, 1)
+        if self._options.version != 5:
+            return one.filter, qos
+        keep = 2 if one.live and not one.filter.startswith("$share/") else 0
+        return one.filter, SubscribeOptions(qos=qos, retainAsPublished=one.live, retainHandling=keep)
 
     def unsubscribe(self, filters: Sequence[str]) -> None:
         """End subscriptions; nobody waits for that."""
@@ -343,11 +341,7 @@ class Session:
 
     async def say_goodbye(self) -> None:
         """Disconnect cleanly, within a second: no will, and the broker keeps nothing for this box."""
-        properties = None
-        if self._options.version == 5:
-            properties = _made(PacketTypes.DISCONNECT)
-            properties.SessionExpiryInterval = 0
-        self._paho.disconnect(properties=properties)
+        self._paho.disconnect(properties=properties.of_goodbye() if self._options.version == 5 else None)
         if self._paho.want_write():
             self._paho.loop_write()
         data = bytes(self._pipe.out)
@@ -359,24 +353,12 @@ class Session:
             except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
                 return
 
-    def _properties(self, kind: int, sent: Sent) -> Properties | None:
-        if self._options.version != 5:
-            return None
-        properties = _made(kind)
-        if sent.correlation is not None:
-            properties.CorrelationData = sent.correlation
-        if sent.expiry is not None:
-            properties.MessageExpiryInterval = max(1, min(sent.expiry, 0xFFFFFFFF))
-        if sent.user:
-            properties.UserProperty = list(sent.user)
-        return properties
-
     # --- what paho tells; called while it reads ----------------------------------------------------------------------
 
-    def _on_connect(self, _client: object, _data: object, flags: Any, code: ReasonCode, properties: object) -> None:
+    def _on_connect(self, _client: object, _data: object, flags: Any, code: ReasonCode, about: object) -> None:
         if self._opened is None:
             self._opened = code
-            self.granted = granted(self._options.version, bool(flags.session_present), properties)
+            self.granted = granted(self._options.version, bool(flags.session_present), about)
             # A server's own value has been taken over by paho unchecked: 0 would end the signs of life.
             self._paho._keepalive = self.granted.keep_alive
 
@@ -385,39 +367,14 @@ class Session:
         self._pipe.close()
 
     def _on_publish_of_broker(self, _client: object, _data: object, message: MQTTMessage) -> None:
+        settle = nothing
         if message.qos:
-            self._unacked.add(message.mid)
-        try:
-            topic = message.topic
-        except UnicodeDecodeError:
-            topic = ""
-        properties = message.properties
-        reply_to = getattr(properties, "ResponseTopic", None)
-        correlation = getattr(properties, "CorrelationData", None)
-        expiry = getattr(properties, "MessageExpiryInterval", None)
-        self._on_message(
-            Incoming(
-                topic,
-                bytes(message.payload),
-                message.qos,
-                bool(message.retain),
-                bool(message.dup),
-                reply_to if isinstance(reply_to, str) else None,
-                bytes(correlation) if isinstance(correlation, bytes) else None,
-                expiry if isinstance(expiry, int) else None,
-                dict(list(getattr(properties, "UserProperty", ()) or ())[:16]),
-                partial(self._settle, message.mid, message.qos) if message.qos else nothing,
-            )
-        )
+            mark = self._unacked[message.mid] = object()
+            settle = partial(self._settle, message.mid, message.qos, mark)
+        self._on_message(properties.incoming(message, settle))
 
     def _on_acked(self, _client: object, _data: object, mid: int, code: ReasonCode, _properties: object) -> None:
-        done = self._waiting.pop(mid, None)
-        if done is not None:
-            done(str(code) if code.is_failure else "")
-        if mid in self._flying:
-            self._flying.discard(mid)
-            if self._held:
-                self._held.popleft()()
+        self._window.acknowledged(mid, str(code) if code.is_failure else "")
 
     def _on_subscribed(
         self, _client: object, _data: object, mid: int, codes: Sequence[ReasonCode], _properties: object
@@ -427,26 +384,3 @@ class Session:
             done, problems = found
             problems += [str(code) if code.is_failure else "" for code in codes]
             done.set()
-
-
-def _made(kind: int) -> Properties:
-    made: Properties = Properties(kind)  # type: ignore[no-untyped-call]  # paho has no types there
-    return made
-
-
-def leaf_of(group: BaseExceptionGroup[SessionError]) -> SessionError:
-    """The first of the errors: what ended the connection, not what came of that."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, SessionError)
-    return error
-
-
-def _first(group: BaseExceptionGroup[Exception]) -> str:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return "the connection broke"

@@ -93,6 +93,19 @@ def matches(pattern: str, topic: str) -> bool:
     return len(wanted) == len(levels)
 
 
+def covers(wide: str, narrow: str) -> bool:
+    """Whether a filter means every topic that another one means."""
+    if narrow.startswith("$") and wide[:1] in ("+", "#"):
+        return False
+    wanted, levels = wide.split("/"), narrow.split("/")
+    for index, level in enumerate(wanted):
+        if level == "#":
+            return True
+        if index >= len(levels) or levels[index] == "#" or level not in ("+", levels[index]):
+            return False
+    return len(wanted) == len(levels)
+
+
 @dataclass(frozen=True)
 class Topics:
     """The topics of one box. `fleet` and `node` are levels."""

@@ -31,8 +31,13 @@ class Work:
     accepted: trio.Event = field(default_factory=trio.Event)
     #: Whether it is settled that this box runs it.
     ours: bool = False
-    #: Whether the journal cannot be written; the broker keeps the request until it is answered.
+    #: Whether the journal cannot be written, or synced; the broker keeps the request until it is answered.
     unwritten: bool = False
+    #: Whether the broker has the answer.
+    said: bool = False
+    #: Whether another box seems to have the job, and whether it has.
+    doubted: bool = False
+    lost: bool = False
     #: Whether it is of an earlier process of this box.
     replayed: bool = False
     displaced: bool = False

@@ -268,6 +268,24 @@ def test_insights_wait_for_a_broker_that_is_away_and_a_time_window_ends_by_itsel
     assert insight["answer"] == {"status": "alarm", "reason": "99 degrees"}
 
 
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
+def test_a_message_that_several_filters_mean_is_taken_once_by_each_pipeline(tmp_path: Path, version: str) -> None:
+    """mosquitto sends it once for each of them."""
+    spec = {"model": "smol", "prompt": "{values}", "collect": {"mode": "window", "count": 3}}
+    filters = {"all": ["shop/#", "shop/+/door"], "doors": ["shop/+/door"]}
+    with broker(tmp_path) as one:
+        box = MqttBox("gateway-1", one.url, tmp_path, config={"protocol": version})
+        box.wishes = [Wish(name, PipelineSpec.model_validate({**spec, "topics": t})) for name, t in filters.items()]
+        with running(box), requester(one, "shoal/v1/+/+/insight/#") as client:
+            until(lambda: box.room is not None and len(box.room.facts()["pipelines"]) == 2)  # type: ignore[index,arg-type]
+            time.sleep(0.2)  # the subscriptions are on their way
+            for value in "123":
+                client.publish("shop/b/door", value)
+            until(lambda: len(box.jobs) == 2)
+            assert box.counts["sensor"] == 6
+    assert [job.request.messages[-1].content for job in box.jobs] == ["1, 2, 3"] * 2
+
+
 def test_a_pipeline_that_is_not_this_boxs_or_any_more_is_not_run(tmp_path: Path) -> None:
     with broker(tmp_path) as one:
         box = MqttBox("gateway-1", one.url, tmp_path, script=by_the_schema)

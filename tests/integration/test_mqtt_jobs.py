@@ -21,8 +21,12 @@ import pytest
 import trio
 
 from agent.jobs.job import Emit, Job
+from agent.mqtt.granted import WINDOW
+from agent.mqtt.journal import Journal
+from agent.mqtt.leases import claim_payload
 from agent.mqtt.replies import MAX_RESULT
 from agent.mqtt.request import MAX_PAYLOAD
+from agent.mqtt.topics import Topics
 from fleet.net.messages import Delta, Embedded, Finished
 from tests.harness import free_port
 from tests.mqtt_box import MqttBox, hello, routed, running
@@ -475,6 +479,51 @@ def test_a_disk_that_is_full_is_said_and_no_job_is_lost_for_it(tmp_path: Path) -
             assert client.quiet("/result")
     assert len(box.jobs) == 2
     assert box.counts["job_replayed"] == 0
+
+
+def test_a_disk_that_does_not_sync_costs_no_request_its_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them than the broker lets be on their way at a time: each has to be acknowledged all the same."""
+    bad = threading.Event()
+    sync = Journal._sync_log
+    monkeypatch.setattr(Journal, "_sync_log", lambda self: "Input/output error" if bad.is_set() else sync(self))
+    with broker(tmp_path) as one:
+        box = MqttBox("till-1", one.url, tmp_path, config={"requests_per_second": 1000.0})
+        with running(box), requester(one, "reply/#") as client:
+            bad.set()
+            for number in range(WINDOW + 6):
+                client.publish(box.topics.own_request, ask(job=f"j{number}"), reply_to="reply/a", wait=False)
+            answered = {client.next("reply/a")["job"] for _ in range(WINDOW + 6)}
+    assert len(answered) == WINDOW + 6
+
+
+@pytest.mark.parametrize("seconds", ["9" * 400, '"soon"', "[" * 300])
+def test_what_anybody_keeps_on_a_lease_topic_stops_nobody(tmp_path: Path, seconds: str) -> None:
+    with broker(tmp_path) as one, requester(one, ANSWERS) as client:
+        lease = Topics("shops", "b" * 16).lease("j")
+        client.publish(lease, f'{{"v":1,"job":"j","seconds":{seconds}}}', retain=True)
+        box = MqttBox("till-1", one.url, tmp_path)
+        with running(box):
+            client.publish("shoal/v1/shops/infer/request", "hello?")
+            client.next("/result")
+            assert box.counts["connection_lost"] == 0
+
+
+def test_a_box_that_was_away_lets_go_of_a_job_that_another_one_has_claimed(tmp_path: Path) -> None:
+    gate = Gate()
+    with broker(tmp_path, keep=True) as one:
+        box = MqttBox("till-1", one.url, tmp_path, script=gate)
+        with running(box), requester(one, ANSWERS, keep="asker") as client:
+            client.publish("shoal/v1/shops/infer/request", ask(job="a"))
+            client.next("/accepted")
+            gate.wait_begun()
+            # Behind this box's own claim, which counts as long as it is there.
+            client.publish(Topics("shops", "b" * 16).lease("a"), claim_payload("a", 60.0, True), retain=True)
+            one.kill()
+            one.start()
+            assert box.cancelled.wait(LIMIT)
+            gate.let.set()
+            until(lambda: box.counts["lease_given_way"] == 1)
+            assert client.quiet("/result")
 
 
 def test_vectors_come_as_numbers_and_too_many_of_them_as_an_error(tmp_path: Path) -> None:

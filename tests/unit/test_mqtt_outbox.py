@@ -1,4 +1,4 @@
-"""What waits for the broker, and who has which job: bounded, in order, and decided alike on every box."""
+"""What waits for the broker, bounded and in order, and what is on the disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.mqtt.journal import FOLDER, JobRow, Journal
-from agent.mqtt.leases import MAX_LEASE, Claim, Leases, claim_payload, read_claim
 from agent.mqtt.outbox import RANKS, Entry, Outbox
 
 PRIORITIES = st.lists(st.sampled_from(RANKS), max_size=30)
@@ -53,6 +52,28 @@ def test_bytes_are_bounded_too_and_what_is_on_its_way_is_not_dropped() -> None:
     assert len(box) == 0
 
 
+@given(st.lists(st.tuples(st.sampled_from(["add", "next", "back", "again"]), st.sampled_from(RANKS)), max_size=40))
+def test_whatever_happens_the_oldest_goes_first(steps: list[tuple[str, str]]) -> None:
+    box, sent, unsent = Outbox(), [], []
+    for what, priority in steps:
+        if what == "add":
+            entry = Entry("t", b"x", priority)  # type: ignore[arg-type]
+            box.add(entry)
+            unsent.append(entry)
+        elif what == "next":
+            found = box.next()
+            assert found is (unsent.pop(0) if unsent else None)
+            sent += [found] if found is not None else []
+        elif what == "back" and sent:
+            # The latest that was sent, which all that waits is younger than.
+            box.put_back(sent[-1])
+            unsent.insert(0, sent.pop())
+        elif what == "again":
+            box.forget_sending()
+            sent, unsent = [], sorted([*sent, *unsent], key=lambda one: one.number)
+        assert box.on_the_way == len(sent)
+
+
 def test_what_expires_is_found_while_it_waits() -> None:
     box = Outbox()
     old, young, sent = Entry("a", b"", expires=5.0), Entry("b", b"", expires=9.0), Entry("c", b"", expires=1.0)
@@ -60,49 +81,6 @@ def test_what_expires_is_found_while_it_waits() -> None:
         box.add(entry)
     box.next()
     assert list(box.expired(6.0)) == [old]
-
-
-A, B = "a" * 16, "b" * 16
-
-
-def test_the_first_claim_counts_until_it_ends() -> None:
-    leases = Leases()
-    leases.heard("j", Claim(A, 100.0))
-    leases.heard("j", Claim(B, 200.0))
-    leases.heard("j", Claim(A, 150.0))
-    assert leases.holder("j", 120.0) == A
-    assert leases.holder("j", 160.0) == B
-    leases.taken_back("j", A)
-    assert leases.holder("j", 0.0) == B
-    leases.forget_old(300.0)
-    assert leases.holder("j", 0.0) is None
-
-
-def test_what_a_box_claimed_that_has_gone_is_free_also_when_it_is_back() -> None:
-    leases = Leases()
-    leases.heard("j", Claim(A, 100.0))
-    leases.available(A, False)
-    leases.available(A, True)
-    assert leases.holder("j", 0.0) is None
-    leases.heard("j", Claim(B, 100.0))
-    leases.heard("j", Claim(A, 100.0))
-    assert leases.holder("j", 0.0) == B
-
-
-def test_a_claim_is_read_strictly_and_lasts_a_day_at_most() -> None:
-    assert read_claim(A, "j", claim_payload("j", 50.0, True), 0.0) == Claim(A, 50.0, True)
-    assert read_claim(A, "j", claim_payload("j", 1e12, False), 5.0) == Claim(A, 5.0 + MAX_LEASE)
-    assert read_claim(A, "j", b'{"job":"j","until":5,"alone":1}', 0.0) == Claim(A, 5.0)
-    for payload in (
-        b"",
-        b"x",
-        b"[]",
-        b'{"job":"k","until":5}',
-        b'{"job":"j","until":true}',
-        b'{"job":"j"}',
-        b" " * 2000,
-    ):
-        assert read_claim(A, "j", payload, 0.0) is None
 
 
 def row(job: str, **more: object) -> JobRow:

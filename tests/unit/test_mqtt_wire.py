@@ -173,3 +173,83 @@ def test_no_more_is_sent_than_the_broker_has_said_it_takes() -> None:
 def test_no_bytes_of_a_broker_do_anything_but_end_the_session(let_in: bool, pieces: list[bytes]) -> None:
     _, ended = session_that_reads((CONNACK if let_in else b"") + b"".join(pieces))
     assert ended in ("lost", "version", "denied", "no_retain", "refused")
+
+
+#: CONNACK of MQTT 5, then two messages with the same number: a broker uses it again once it is acknowledged.
+FIRST = packet(0x32, b"\x00\x01t\x00\x07\x00one")
+SECOND = packet(0x32, b"\x00\x01t\x00\x07\x00two")
+
+
+def test_who_acknowledges_twice_does_not_acknowledge_what_came_under_the_same_number() -> None:
+    async def main() -> None:
+        ours, theirs = trio.testing.memory_stream_pair()
+        found: list[Incoming] = []
+        session = Session(ours, Options("id", "w"), found.append)
+
+        async def acknowledged() -> int:
+            with trio.move_on_after(1):
+                return bytes(await theirs.receive_some()).count(packet(0x40, b"\x00\x07"))
+            return 0
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(theirs.send_all, CONNACK)
+            await nursery.start(session.run)
+            await theirs.receive_some()
+            await theirs.send_all(FIRST)
+            await trio.testing.wait_all_tasks_blocked()
+            found[0].settle()
+            assert await acknowledged() == 1
+            await theirs.send_all(SECOND)
+            await trio.testing.wait_all_tasks_blocked()
+            found[0].settle()
+            assert await acknowledged() == 0
+            found[1].settle()
+            assert await acknowledged() == 1
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_a_link_that_is_slow_is_not_taken_for_one_that_is_dead() -> None:
+    """A message of 1 MiB takes ten minutes; what is acknowledged meanwhile is nothing."""
+
+    async def main() -> None:
+        ours, theirs = trio.testing.lockstep_stream_pair()
+        session = Session(ours, Options("id", "w"), lambda message: None)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(theirs.receive_some)
+            nursery.start_soon(theirs.send_all, CONNACK)
+            await nursery.start(session.run)
+            session.publish("t", b"x" * 1024 * 1024)
+            session.publish("t", b"y" * 1024)
+            assert session.is_behind
+            nursery.start_soon(session.caught_up)
+            taken = 0
+            while taken < 1024 * 1024 + 1024:
+                await trio.sleep(9)
+                taken += len(await theirs.receive_some(16 * 1024))
+            assert not session.is_behind
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_a_link_that_takes_nothing_is() -> None:
+    async def main() -> None:
+        ours, theirs = trio.testing.lockstep_stream_pair()
+        session = Session(ours, Options("id", "w"), lambda message: None)
+        with pytest.raises(SessionError) as caught:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(theirs.receive_some)
+                nursery.start_soon(theirs.send_all, CONNACK)
+                await nursery.start(session.run)
+                session.publish("t", b"x" * 1024 * 1024)
+        assert caught.value.failure == "lost"
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0), strict_exception_groups=False)
+
+
+def test_messages_say_for_which_subscription_they_were_sent() -> None:
+    numbered = packet(0x30, b"\x00\x01t\x04\x0b\x07\x0b\x09hi")
+    found, _ = session_that_reads(CONNACK + numbered + PUBLISH)
+    assert [one.numbers for one in found] == [{7, 9}, set()]
