@@ -31,6 +31,7 @@ OF_CBOR = (
     "join_ask",
     "join_done",
     "join_answer",
+    "blob_message",
 )
 every = pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
 

@@ -16,6 +16,7 @@ from fleet import cbor
 from fleet.identity.keys import Identity, peer_id_from_public_key
 from tests.corpus.gguf.build import Raw, llama, text
 from tests.fuzz.base import Target
+from tests.fuzz.blobs import SAID
 from tests.fuzz.document import ADMIN, BOX, FLEET, GENESIS, OPS
 from tests.fuzz.files import CHAT, COMPLETION, CONFIG, GEMMA, PIPE, gguf
 from tests.fuzz.strategies import EDGES, changed, fuzz, numbers, odd_values
@@ -65,6 +66,12 @@ def test_bodies_and_facts(value: Any) -> None:
 def test_sync_messages(value: Any) -> None:
     _accepts(TARGETS["sync"], value)
     _accepts(TARGETS["plain_json"], value)
+
+
+@fuzz(160)
+@given(changed(SAID, in_cbor))
+def test_blob_messages(value: Any) -> None:
+    _accepts(TARGETS["blob_message"], value)
 
 
 @fuzz(120)
