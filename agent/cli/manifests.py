@@ -182,12 +182,21 @@ def _drafts(document: Document, steps: Sequence[Step]) -> list[Any]:
 
 def _read(sources: Sequence[Path]) -> list[Manifest]:
     """The manifests of files and folders; raises ManifestError, and ClientError for what cannot be read."""
-    from agent.manifests.read import read_manifests
+    from agent.config_file import MAX_PROBLEMS
+    from agent.manifests.read import ManifestError, read_manifests
 
-    texts = [(str(path), _text(path)) for source in sources for path in _files(source)]
+    texts = [(str(path), manifest_text(path)) for source in sources for path in _files(source)]
     if not texts:
         raise ClientError("manifest", f"there is no *.yaml or *.yml in {', '.join(map(str, sources))}")
     found = read_manifests(texts)
+    pipelines = [one for one in found if one.kind == "Pipeline"]
+    if pipelines:
+        from agent.mqtt.pipeline_checks import mistakes_in
+
+        # Each box would find that it cannot run it, and say so where nobody looks.
+        mistakes = [mistake for one in pipelines for mistake in mistakes_in(one)]
+        if mistakes:
+            raise ManifestError("\n".join(mistakes[:MAX_PROBLEMS]), details={"mistakes": mistakes})
     if not found:
         raise ClientError("manifest", f"there is no manifest in {', '.join(source for source, _ in texts[:5])}")
     return found
@@ -202,7 +211,8 @@ def _files(source: Path) -> list[Path]:
     return files
 
 
-def _text(path: Path) -> str:
+def manifest_text(path: Path) -> str:
+    """The text of a file of manifests, or of standard input for `-`; raises ClientError."""
     try:
         if str(path) == _STANDARD_INPUT:
             data = sys.stdin.buffer.read(_MAX_FILE + 1)

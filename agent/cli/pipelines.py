@@ -10,6 +10,7 @@ import click
 
 from agent.cli.client import AgentClient, ClientError
 from agent.cli.command import Place, box_command
+from agent.cli.manifests import manifest_text
 from agent.cli.output import print_json, printable, table
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from agent.mqtt.recorded import Step
 
 _HEADER: Final = ("PIPELINE", "HERE", "MESSAGES", "BAD", "PROMPTS", "ANSWERS", "FAILED", "NOTE")
-#: The box that a dry run is on, where topics have {fleet} and {node}.
-_NOWHERE: Final = ("fleet", "0" * 16)
 
 
 @click.group()
@@ -51,7 +50,10 @@ def list_pipelines(place: Place, form: str) -> None:
 @pipelines.command("try")
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option(
-    "--messages", required=True, type=click.File("r", "utf-8"), help="recorded messages, one JSON object a line"
+    "--messages",
+    required=True,
+    type=click.File("r", "utf-8", "surrogateescape"),
+    help="recorded messages, one JSON object a line",
 )
 @click.option("--ask", is_flag=True, help="have each prompt answered, by the box that --url or --config names")
 @click.option("--name", help="the pipeline in FILE that is meant, where there are several")
@@ -85,16 +87,18 @@ def try_pipeline(place: Place, form: str, file: Path, messages: Any, ask: bool, 
 def _read(file: Path, name: str | None) -> Pipeline:
     """The pipeline in a file of manifests; raises ConfigError and ClientError."""
     from agent.manifests.kinds import PipelineSpec
-    from agent.manifests.read import read_manifests
+    from agent.manifests.read import ManifestError, read_manifests
     from agent.mqtt.pipeline import pipeline_of
-    from agent.mqtt.topics import Topics
+    from agent.mqtt.pipeline_checks import NOWHERE, mistakes_in
 
-    found = [one for one in read_manifests([(str(file), file.read_text("utf-8"))]) if one.kind == "Pipeline"]
+    found = [one for one in read_manifests([(str(file), manifest_text(file))]) if one.kind == "Pipeline"]
     chosen = [one for one in found if name in (None, one.name)]
     if len(chosen) != 1:
         names = ", ".join(one.name for one in found) or "none"
         raise ClientError("usage", f"say with --name which pipeline of {file} is meant; there are: {names}")
-    return pipeline_of(chosen[0].name, PipelineSpec.model_validate(dict(chosen[0].spec)), Topics(*_NOWHERE))
+    if mistakes := mistakes_in(chosen[0]):
+        raise ManifestError("\n".join(mistakes), details={"mistakes": mistakes})
+    return pipeline_of(chosen[0].name, PipelineSpec.model_validate(dict(chosen[0].spec)), NOWHERE)
 
 
 def _shown(step: Step) -> Iterator[tuple[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import yaml
@@ -31,13 +31,15 @@ class ManifestError(ConfigError):
 
 @dataclass(frozen=True)
 class Manifest:
-    """One document: `spec` is the value at `path` in the fleet document, `line` where it starts in its file."""
+    """One document: `spec` is the value at `path` in the fleet document, `line` where it starts in its file, `lines`
+    where its keys and items stand, by the way there."""
 
     kind: str
     name: str
     spec: Mapping[str, Any]
     source: str
     line: int
+    lines: Mapping[tuple[str | int, ...], int] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def path(self) -> str:
@@ -110,7 +112,7 @@ def _read(root: yaml.Node, source: str) -> Manifest | None:
             location = problem["loc"][:-1] if problem["loc"][-1:] == ("[key]",) else problem["loc"]
             problems.add(location, explain(location, problem, model))
     problems.stop_if_any()
-    manifest = Manifest(kind, values["name"], values["spec"], source, line)
+    manifest = Manifest(kind, values["name"], values["spec"], source, line, problems.lines)
     reason = _not_writable(manifest.spec)
     if reason:
         problems.add(("spec",), f"spec: {reason}")

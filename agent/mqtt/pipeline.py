@@ -15,10 +15,10 @@ from agent.jobs.job import Job
 from agent.manifests.kinds import PipelineSpec
 from agent.manifests.selector import Term
 from agent.mqtt.collecting import Collected, Collector, Rules
-from agent.mqtt.readings import BadReadingError, Reading, read
-from agent.mqtt.request import check_schema
-from agent.mqtt.template import fill, template_problem
-from agent.mqtt.topics import Topics, filter_problem, matches, topic_problem
+from agent.mqtt.pipeline_checks import local, mistakes_of
+from agent.mqtt.readings import Reading, read
+from agent.mqtt.template import figures, fill, payload_paths, payload_value
+from agent.mqtt.topics import Topics, matches
 from agent.reconcile.selector import read_terms
 from fleet.document.settings import Setting
 from fleet.errors import FleetError
@@ -79,8 +79,6 @@ class Pipeline:
 
     def insight(self, collected: Collected, text: str, facts: Mapping[str, object]) -> bytes:
         """What is published of an answer. Raises ValueError for one that should have been JSON and is none."""
-        from agent.mqtt.template import figures
-
         answer: Any = json.loads(text) if self.schema else text
         body = {
             "v": 1,
@@ -133,26 +131,11 @@ def read_wishes(settings: Mapping[str, Setting]) -> list[Wish]:
 
 def pipeline_of(name: str, spec: PipelineSpec, topics: Topics) -> Pipeline:
     """A pipeline as it runs on one box. Raises PipelineError."""
-    filters = tuple(_local(one, topics) for one in spec.topics)
-    publish = _local(spec.publish, topics) if spec.publish is not None else topics.insight(name)
-    for text in filters:
-        if wrong := filter_problem(text):
-            raise PipelineError(f"topics: {text[:80]!r} {wrong}")
-    _check_publish(publish, spec.publish is not None, topics)
-    if any(matches(one, topic) for one in filters for topic in (publish, topics.insight(name))):
-        raise PipelineError("topics: mean the topic that the answers go to; it would answer itself without end")
-    if any(matches(one, topic) for one in filters for topic in (topics.fleet_request, topics.own_request)):
-        raise PipelineError("topics: mean the topics of requests, which are no sensors'; name what is meant")
-    own = (topics.availability, topics.lease("x"), f"{topics.own}/infer/x/cancel")
-    if any(matches(one, topic) for one in filters for topic in own):
-        raise PipelineError("topics: mean what boxes say to one another, which is no sensor's; name what is meant")
-    if wrong := template_problem(spec.prompt):
-        raise PipelineError(f"prompt: {wrong}")
-    if spec.answer is not None:
-        try:
-            check_schema(spec.answer, "answer")
-        except AgentError as error:
-            raise PipelineError(error.message) from None
+    mistake = next(mistakes_of(name, spec, topics), None)
+    if mistake is not None:
+        raise PipelineError(mistake.text)
+    filters = tuple(local(one, topics) for one in spec.topics)
+    publish = local(spec.publish, topics) if spec.publish is not None else topics.insight(name)
     return Pipeline(
         name,
         filters,
@@ -161,38 +144,13 @@ def pipeline_of(name: str, spec: PipelineSpec, topics: Topics) -> Pipeline:
         spec.system or "",
         spec.value,
         publish,
-        _rules(spec),
+        Rules(spec.collect.mode, spec.collect.seconds, spec.collect.count, spec.collect.band),
         json.dumps(spec.answer, ensure_ascii=False, separators=(",", ":")) if spec.answer is not None else "",
         spec.max_tokens or ANSWER_TOKENS,
         spec.priority or "bulk",
         spec.max_per_minute or PER_MINUTE,
         spec.deadline or DEADLINE,
     )
-
-
-def _check_publish(publish: str, chosen: bool, topics: Topics) -> None:
-    if not chosen:
-        return
-    if wrong := topic_problem(publish):
-        raise PipelineError(f"publish: {publish[:80]!r} {wrong}")
-    first = publish.split("/", 1)[0]
-    if first == "homeassistant" or (first == "shoal" and not publish.startswith(f"{topics.own}/insight/")):
-        raise PipelineError(f"publish: {publish[:80]!r} is not below {topics.own}/insight/, nor a topic of your own")
-
-
-def _rules(spec: PipelineSpec) -> Rules:
-    collect = spec.collect
-    needed = {"sample": ("seconds",), "window": ("count", "seconds"), "change": ("band",)}.get(collect.mode, ())
-    given = [name for name in ("seconds", "count", "band") if getattr(collect, name) is not None]
-    if needed and not set(needed) & set(given):
-        raise PipelineError(f"collect: the mode {collect.mode} needs {' or '.join(needed)}")
-    if extra := sorted(set(given) - set(needed)):
-        raise PipelineError(f"collect: the mode {collect.mode} does nothing with {', '.join(extra)}; leave it out")
-    return Rules(collect.mode, collect.seconds, collect.count, collect.band)
-
-
-def _local(text: str, topics: Topics) -> str:
-    return text.replace("{fleet}", topics.fleet).replace("{node}", topics.node)
 
 
 @dataclass(frozen=True)
@@ -208,6 +166,7 @@ class Gathering:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline: Final = pipeline
+        self._needed = payload_paths(pipeline.prompt)
         self._topics: OrderedDict[str, Collector] = OrderedDict()
         #: Topics that were forgotten for others, the longest quiet first.
         self.forgotten = 0
@@ -218,6 +177,9 @@ class Gathering:
         Raises BadReadingError for a message that says nothing.
         """
         reading: Reading = read(topic, payload, at, self.pipeline.value)
+        for path in self._needed:
+            # Before it is collected: what the others of a window said is not lost for it.
+            payload_value(reading, path)
         collector = self._topics.get(topic)
         if collector is None:
             collector = self._topics[topic] = Collector(self.pipeline.rules)
@@ -229,15 +191,8 @@ class Gathering:
 
     def due(self, now: float) -> list[Prompt]:
         """Prompts of windows whose time is over."""
-        found = []
-        for collector in self._topics.values():
-            try:
-                prompt = self._prompt(collector.due(now))
-            except BadReadingError:
-                continue
-            if prompt is not None:
-                found.append(prompt)
-        return found
+        prompts = [self._prompt(collector.due(now)) for collector in self._topics.values()]
+        return [prompt for prompt in prompts if prompt is not None]
 
     def next_end(self) -> float | None:
         """When the next window is over."""

@@ -7,6 +7,7 @@ A line is a JSON object with `topic`, `payload` (a text, or JSON to be sent as s
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,6 +23,9 @@ from agent.mqtt.readings import BadReadingError
 #: Lines that are read, and characters of one.
 MAX_LINES: Final = 100_000
 MAX_LINE: Final = 256 * 1024
+#: The last second that a date has.
+_LATEST: Final = 253_402_300_799.0
+_LONE: Final = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -51,16 +55,18 @@ def read_recorded(lines: Iterable[str]) -> Iterator[Recorded]:
             raise BadRequestError(f"line {number}: a recording has at most {MAX_LINES} lines of {MAX_LINE} characters")
         if not line.strip():
             continue
-        try:
-            facts = from_json(line, allow_inf_nan=False)
-        except ValueError as error:
-            raise BadRequestError(f"line {number}: it is no JSON: {error}") from None
+        facts = _json(line, number)
         if not isinstance(facts, dict) or not isinstance(facts.get("topic"), str) or "payload" not in facts:
             raise BadRequestError(f"line {number}: it must be an object with topic and payload")
         at = max(at, _time(facts, at, number))
         payload = facts["payload"]
         text = payload if isinstance(payload, str) else json.dumps(payload, ensure_ascii=False)
-        yield Recorded(at, facts["topic"], text.encode("utf-8", "surrogateescape"))
+        try:
+            # Bytes that were none of UTF-8 in the recording are the sensor's, and are passed on as they were.
+            data = text.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            raise BadRequestError(f"line {number}: the payload has half of a character") from None
+        yield Recorded(at, facts["topic"].encode("utf-8", "replace").decode(), data)
 
 
 def replay(pipeline: Pipeline, messages: Iterable[Recorded]) -> Iterator[Step]:
@@ -93,15 +99,25 @@ def _step(prompt: Prompt, at: float, rate: Rate) -> Step:
     return Step(at, topic, None, "more than max_per_minute") if rate.take(at) else Step(at, topic, prompt)
 
 
+def _json(line: str, number: int) -> Any:
+    try:
+        # mosquitto_sub writes the bytes of a payload as they are; read as text they are surrogates, which from_json
+        # does not take.
+        return from_json(line, allow_inf_nan=False) if line.isascii() or not _LONE.search(line) else json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise BadRequestError(f"line {number}: it is no JSON: {error}") from None
+
+
 def _time(facts: dict[str, Any], before: float, number: int) -> float:
     at, text = facts.get("at"), facts.get("tst")
-    if isinstance(at, int | float) and not isinstance(at, bool):
+    if isinstance(at, int | float) and not isinstance(at, bool) and abs(at) <= _LATEST:
         return float(at)
     if isinstance(text, str):
         try:
-            return datetime.fromisoformat(text).timestamp()
-        except ValueError:
+            # mosquitto_sub 2.0 writes both, a Z and an offset.
+            return datetime.fromisoformat(text.replace("Z+", "+").replace("Z-", "-")).timestamp()
+        except (ValueError, OverflowError):
             raise BadRequestError(f"line {number}: tst is no time") from None
     if at is None and text is None:
         return before
-    raise BadRequestError(f"line {number}: at must be seconds")
+    raise BadRequestError(f"line {number}: at must be seconds since 1970")

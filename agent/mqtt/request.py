@@ -284,7 +284,8 @@ def check_schema(schema: dict[str, Any], where: str) -> None:
     try:
         structure.check(_Form("schema", text))
     except AgentError as error:
-        raise _problem(where, error.message) from None
+        # It is named as over HTTP there.
+        raise _problem(where, error.message.removeprefix("response_format: ")) from None
 
 
 def _schema_text(schema: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from agent.mqtt.collecting import Collected
-from agent.mqtt.readings import BadReadingError, at_path, is_path
+from agent.mqtt.readings import BadReadingError, Reading, at_path, is_path
 
 #: Characters that one name may put in, values that `values` lists, and characters of a whole prompt.
 MAX_PART: Final = 8192
@@ -50,6 +50,19 @@ def template_problem(template: str) -> str | None:
     return None
 
 
+def payload_paths(template: str) -> tuple[str, ...]:
+    """The paths that a template wants of a payload."""
+    names = [found[1] for found in _PART.finditer(template) if found[1]]
+    return tuple(dict.fromkeys(name.removeprefix("payload.") for name in names if name.startswith("payload.")))
+
+
+def payload_value(reading: Reading, path: str) -> Any:
+    """The value at a path of a message's payload. Raises BadReadingError where there is none."""
+    if reading.fields is None:
+        raise BadReadingError("sensor_bad", f"is no JSON, and the prompt wants its {path}")
+    return at_path(reading.fields, path)
+
+
 def fill(template: str, collected: Collected) -> str:
     """The prompt. Raises BadReadingError where the newest message lacks what the template wants of it."""
     known = _known(collected)
@@ -64,10 +77,7 @@ def fill(template: str, collected: Collected) -> str:
         if level:
             levels = collected.last.topic.split("/")
             return levels[int(level[1])] if int(level[1]) < len(levels) else ""
-        fields = collected.last.fields
-        if fields is None:
-            raise BadReadingError("sensor_bad", f"is no JSON, and the prompt wants its {name.removeprefix('payload.')}")
-        return _shown(at_path(fields, name.removeprefix("payload.")))[:MAX_PART]
+        return _shown(payload_value(collected.last, name.removeprefix("payload.")))[:MAX_PART]
 
     return _PART.sub(part, template)[:MAX_PROMPT]
 

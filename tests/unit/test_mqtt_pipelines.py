@@ -12,12 +12,15 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.cli import manifests
 from agent.cli.pipelines import pipelines
 from agent.errors import BadRequestError
 from agent.manifests.kinds import PipelineSpec
+from agent.manifests.read import read_manifests
 from agent.mqtt.collecting import MAX_VALUES, Collected, Collector, Mode, Rules
 from agent.mqtt.home_assistant import device
 from agent.mqtt.pipeline import MAX_TOPICS, Gathering, Pipeline, PipelineError, pipeline_of
+from agent.mqtt.pipeline_checks import mistakes_in
 from agent.mqtt.readings import BadReadingError, Reading, read
 from agent.mqtt.recorded import read_recorded, replay
 from agent.mqtt.template import MAX_PART, fill, template_problem
@@ -133,6 +136,17 @@ def test_topics_are_told_apart_and_bounded() -> None:
     assert gathering.take("shop/0/temp", b"3", 0.0, 0.0) is None
 
 
+def test_a_message_that_lacks_what_the_prompt_wants_costs_its_window_nothing() -> None:
+    gathering = Gathering(made(prompt="{count} {payload.door}", value="t", collect={"mode": "window", "count": 2}))
+    take = lambda payload: gathering.take("shop/b/temp", payload, 0.0, 0.0)  # noqa: E731
+    assert take(b'{"t": 1, "door": "open"}') is None
+    with pytest.raises(BadReadingError):
+        take(b'{"t": 2}')
+    prompt = take(b'{"t": 3, "door": "shut"}')
+    assert prompt is not None
+    assert prompt.text == "2 shut"
+
+
 def test_a_template_is_filled_once_and_what_is_put_in_is_never_read_as_one() -> None:
     fields = {"note": "{topic} {{x}}", "items": ["milk"]}
     found = Collected((reading(1.0), reading(2.5, 1_767_225_600.0, fields)), 2, 61.0, 1.0, 2.5, 1.75, 2.0)
@@ -174,6 +188,8 @@ def test_a_template_names_only_what_there_is(text: str) -> None:
         ({"collect": {"mode": "window"}}, "needs count or seconds"),
         ({"collect": {"mode": "change"}}, "needs band"),
         ({"collect": {"mode": "every", "band": 1.0}}, "band"),
+        ({"topics": ["shoal/v1/shops/+/availability"]}, "boxes say"),
+        ({"topics": ["shoal/v1/+/+/lease/+"]}, "boxes say"),
     ],
 )
 def test_a_pipeline_that_cannot_run_says_why(spec: dict[str, Any], said: str) -> None:
@@ -219,11 +235,17 @@ def test_home_assistant_gets_a_device_with_an_entity_for_each_simple_value() -> 
 
 def test_a_recording_is_read_in_both_forms_and_says_which_line_is_wrong() -> None:
     lines = ['{"at": 5, "topic": "a", "payload": {"t": 1}}', "", '{"topic": "b", "payload": "x"}',
-             '{"tst": "2026-01-01T00:00:10.5+0000", "topic": "c", "qos": 0, "payload": "3"}']  # fmt: skip
+             '{"tst": "2026-01-01T00:00:10.5+0000", "topic": "c", "qos": 0, "payload": "3"}',
+             '{"tst":"2026-01-01T02:00:11.671762Z+0200","topic":"d","qos":0,"retain":0,"payloadlen":1,"payload":"4"}',
+             '{"topic": "e", "payload": "caf\udce9"}']  # fmt: skip
     found = list(read_recorded(lines))
-    assert [(one.topic, one.payload) for one in found] == [("a", b'{"t": 1}'), ("b", b"x"), ("c", b"3")]
-    assert [one.at for one in found] == [5.0, 5.0, 1767225610.5]
-    for bad in ("x", "[]", '{"topic": 1, "payload": ""}', '{"topic": "t"}', '{"topic": "t", "payload": "", "at": "x"}'):
+    assert [(one.topic, one.payload) for one in found] == [("a", b'{"t": 1}'), ("b", b"x"), ("c", b"3"),
+                                                           ("d", b"4"), ("e", b"caf\xe9")]  # fmt: skip
+    assert [one.at for one in found][:4] == [5.0, 5.0, 1767225610.5, 1767225611.671762]
+    for bad in (
+        "x", "[]", '{"topic": 1, "payload": ""}', '{"topic": "t"}', '{"topic": "t", "payload": "", "at": "x"}',
+        f'{{"topic": "t", "payload": "", "at": {"9" * 400}}}', '{"topic": "t", "payload": "", "tst": "noon"}',
+    ):  # fmt: skip
         with pytest.raises(BadRequestError) as caught:
             list(read_recorded([lines[0], bad]))
         assert caught.value.message.startswith("line 2")
@@ -259,4 +281,52 @@ def test_a_dry_run_says_what_is_wrong_with_the_file(tmp_path: Path) -> None:
     recording = str(EXAMPLES / "messages" / "pos-receipts.jsonl")
     done = CliRunner().invoke(pipelines, ["try", str(file), "--messages", recording])
     assert done.exit_code != 0
-    assert "nonsense" in done.output
+    assert "p.yaml:3: spec.prompt: {nonsense}" in done.output
+    file.write_bytes(b"\xff\xfe")
+    done = CliRunner().invoke(pipelines, ["try", str(file), "--messages", recording])
+    assert "is not UTF-8 text" in done.output
+
+
+def test_a_dry_run_of_bytes_that_are_no_text_passes_them_over(tmp_path: Path) -> None:
+    recording = tmp_path / "r.jsonl"
+    recording.write_bytes(b'{"topic":"pos/t1/receipt","payload":"\xff\xfe"}\n')
+    done = CliRunner().invoke(
+        pipelines, ["try", str(EXAMPLES / "pos-receipts.yaml"), "--messages", str(recording)], catch_exceptions=False
+    )
+    assert "passed over: it is not UTF-8" in done.output
+
+
+def test_every_mistake_of_a_pipeline_is_named_with_its_line() -> None:
+    text = """
+kind: Pipeline
+name: p
+spec:
+  topics:
+    - shop/+/door
+    - shop/#/door
+  model: m
+  collect: {mode: window}
+  prompt: |
+    It is {valu}.
+  answer:
+    type: nonsense
+  publish: homeassistant/x
+"""
+    (manifest,) = read_manifests([("p.yaml", text)])
+    found = mistakes_in(manifest)
+    assert [mistake.split(": ")[:2] for mistake in found] == [
+        ["p.yaml:7", "spec.topics"], ["p.yaml:9", "spec.collect"], ["p.yaml:10", "spec.prompt"],
+        ["p.yaml:12", "spec.answer"], ["p.yaml:14", "spec.publish"],
+    ]  # fmt: skip
+    assert "needs count or seconds" in found[1]
+    assert "spec.answer: at /type of the schema" in found[3]
+    for example in EXAMPLES.glob("*.yaml"):
+        written = read_manifests([(example.name, example.read_text("utf-8"))])
+        assert not [one for manifest in written if manifest.kind == "Pipeline" for one in mistakes_in(manifest)]
+
+
+def test_the_fleets_pipelines_are_checked_before_they_are_written(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text("kind: Pipeline\nname: p\nspec: {topics: [t], model: m, prompt: '{nonsense}'}\n")
+    for command in ("apply", "diff"):
+        done = CliRunner().invoke(getattr(manifests, command), ["-f", str(tmp_path)])
+        assert "p.yaml:3: spec.prompt: {nonsense} is nothing that can be put in" in done.output
