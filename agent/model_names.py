@@ -35,8 +35,8 @@ class ModelNames:
 def names_of(settings: Mapping[str, Setting]) -> Names:
     """The names among the settings. What is not as a manifest would have it is passed over. Pure."""
     aliases: dict[str, str] = {}
-    known_as: dict[str, str] = {}
-    for path, setting in settings.items():
+    called: dict[str, list[str]] = {}
+    for path, setting in sorted(settings.items()):
         if path.startswith(_ALIAS):
             target = _text(setting.value, "model")
             if target:
@@ -44,8 +44,12 @@ def names_of(settings: Mapping[str, Setting]) -> Names:
         elif path.startswith(_MODEL):
             content = _text(setting.value, "hash")
             if is_hash(content):
-                known_as.setdefault(content, path.removeprefix(_MODEL))
-    return Names(Aliases(aliases), known_as)
+                called.setdefault(content, []).append(path.removeprefix(_MODEL))
+    for content, names in called.items():
+        # A box runs it by one of its names; by whichever it is asked for, it is this content that is meant.
+        for name in names if len(names) > 1 else ():
+            aliases.setdefault(name, content)
+    return Names(Aliases(aliases), {content: names[0] for content, names in called.items()})
 
 
 def _text(value: object, key: str) -> str:

@@ -173,11 +173,15 @@ def find(client: AgentClient, name: str) -> dict[str, Any]:
     listed = client.get("/v1/fleet/models")
     with client.understood():
         for model in listed["models"]:
-            if matches(name, model_hash=str(model["hash"]), name=str(model["name"])):
+            if any(matches(name, model_hash=str(model["hash"]), name=one) for one in _names(model)):
                 found: dict[str, Any] = model
                 return found
         known = ", ".join(str(model["name"]) for model in listed["models"]) or "none"
     raise ClientError("model_not_found", f"the fleet knows no model {name!r}; it knows: {known}")
+
+
+def _names(model: Mapping[str, Any]) -> list[str]:
+    return [str(one) for one in model.get("names") or (model["name"],)]
 
 
 def size_of(amount: float) -> str:
@@ -249,6 +253,7 @@ def _shown(model: Mapping[str, Any]) -> str:
     here = model["here"]
     lines = [
         f"name       {model['name']}",
+        *(f"also       {one}" for one in _names(model) if one != model["name"]),
         f"hash       {model['hash']}",
         f"size       {size_of(int(model['size_bytes']))} in {model['blocks']} blocks",
         f"tree       {model['algorithm']} {model['root']}",

@@ -58,29 +58,35 @@ class Placement:
 
 @dataclass(frozen=True)
 class Wishes:
-    """All that is wanted: models by content hash, placements in the order of their names."""
+    """All that is wanted: models by content hash, placements in the order of their names. `names` has the hash for each
+    name, of which one content may have several; they are in canonical form."""
 
     models: Mapping[str, FleetModel] = field(default_factory=dict)
     placements: tuple[Placement, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def by_name(self, name: str) -> FleetModel | None:
         """The model of this name or hash."""
-        if is_hash(name):
-            return self.models.get(name)
-        wanted = canonical_name(name)
-        return next((model for model in self.models.values() if model.name == wanted), None)
+        return self.models.get(name if is_hash(name) else self.names.get(canonical_name(name), ""))
+
+    def called(self, model_hash: str) -> tuple[str, ...]:
+        """Every name of a content, in the order of the alphabet."""
+        return tuple(sorted(name for name, content in self.names.items() if content == model_hash))
 
 
 def read_wishes(settings: Mapping[str, Setting]) -> Wishes:
     """What the settings of a view want."""
     models: dict[str, FleetModel] = {}
-    for path, setting in settings.items():
+    names: dict[str, str] = {}
+    for path, setting in sorted(settings.items()):
         if path.startswith(_MODEL) and isinstance(setting.value, dict):
             model = _model(path.removeprefix(_MODEL), setting.value)
-            # Of two names for one content the one that can be fetched counts, then the first of the alphabet.
+            if model:
+                names.setdefault(model.name, model.hash)
+            # Of two names for one content it goes by the one that can be fetched, then by the first of the alphabet.
             if model and (model.hash not in models or (model.manifest and not models[model.hash].manifest)):
                 models[model.hash] = model
-    wishes = Wishes(models)
+    wishes = Wishes(models, (), names)
     aliases = names_of(settings).aliases
     placements = []
     for path, setting in sorted(settings.items()):
@@ -93,7 +99,7 @@ def read_wishes(settings: Mapping[str, Setting]) -> Wishes:
             except FleetError:
                 target = reference
             placements.append(_placement(name, reference, wishes.by_name(target), setting.value))
-    return Wishes(models, tuple(placements))
+    return Wishes(models, tuple(placements), names)
 
 
 def manifest_body(manifest: Manifest) -> dict[str, object]:

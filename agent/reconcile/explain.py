@@ -72,6 +72,7 @@ def model_facts(model: FleetModel, situation: Situation, names: Mapping[bytes, s
     manifest = model.manifest
     return {
         "name": model.name,
+        "names": list(situation.wishes.called(model.hash)),
         "hash": model.hash,
         "size_bytes": model.size,
         "root": manifest.root.hex() if manifest else "",

@@ -32,6 +32,24 @@ def test_aliases_and_hashes_are_read_as_manifests_write_them() -> None:
     assert names.aliases.resolve("place/till").aliases == ("till",)
 
 
+def test_one_content_is_asked_for_by_each_of_its_names() -> None:
+    names = names_of(
+        governance(
+            {
+                "model/smollm2": {"hash": HASH},
+                "model/fresh": {"hash": HASH},
+                "model/alone": {"hash": "sha256:" + "6" * 64},
+                "alias/till": {"model": "smollm2"},
+            }
+        ).settings
+    )
+    for asked in ("smollm2", "Fresh", "till"):
+        assert names.aliases.resolve(asked, names.known_as).target == HASH
+    # What has one name is asked for by that: other boxes may have the like of it under it.
+    assert names.aliases.resolve("alone", names.known_as).target == "alone"
+    assert names.known_as[HASH] == "fresh"
+
+
 def test_what_no_manifest_would_say_is_passed_over() -> None:
     odd = {
         "alias/a": "text",

@@ -55,6 +55,18 @@ def fall_of(fleet: Fleet) -> Falls:
     return seen_by(fleet, "m0").falls[0]
 
 
+def test_a_second_name_for_a_content_takes_nothing_from_the_first() -> None:
+    fleet = fleet_of(max=2)
+    before = chosen(fleet)
+    fleet.set("a1", "model/fresh", MODEL)
+    assert chosen(fleet) == before
+    wishes = seen_by(fleet, "m0").wishes
+    for name in ("smol", "Smol", "fresh", HASH):
+        assert wishes.by_name(name) is wishes.models[HASH]
+    assert wishes.called(HASH) == ("fresh", "smol")
+    assert wishes.by_name("other") is None
+
+
 def test_without_bounds_every_box_that_the_selector_means() -> None:
     fleet = fleet_of(selector={"labels": {"site": "berlin"}, "where": "ram>=2GB"})
     fleet.fact("m3", "node", {"name": "m3", **ROOM, "labels": {"site": "ulm"}})
