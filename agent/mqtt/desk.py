@@ -29,7 +29,7 @@ from agent.mqtt.replies import Answer, Problem, problem, problem_of
 from agent.mqtt.request import understand
 from agent.mqtt.running import SETTLE, Run, run_work
 from agent.mqtt.topics import Topics
-from agent.mqtt.work import MAX_TRIES, Book, Work, again
+from agent.mqtt.work import MAX_TRIES, Book, Work, again, stored
 
 #: Seconds after its deadline that a job which runs is given up here, should nobody else have done it.
 _DEADLINE_GRACE: Final = 2.0
@@ -151,7 +151,7 @@ class JobDesk:
             self._journal.drop(row.id)
             return
         self._counts.note("job_replayed")
-        work = Work(row, asked, lambda: None, replayed=True)
+        work = Work(stored(row), asked, lambda: None, len(row.request), replayed=True)
         work.stored.set()
         self._begin(work)
 
@@ -224,6 +224,7 @@ class JobDesk:
             work.unwritten = True
             self._accept(work)
             return
+        work.row = stored(work.row)
         work.stored.set()
         self._accept(work)
         if self._nursery is not None:
@@ -270,7 +271,7 @@ class JobDesk:
             await work.turn.wait()
         if limit.cancelled_caught:
             raise _TooLateError(f"it was not its turn within the {row.deadline - row.received:g} s that the job has")
-        work.row = again(row)
+        work.row = again(work.row)
         self._journal.began(row.id, work.row.tries)
         with trio.move_on_after(max(0.0, row.deadline - self._wall()) + _DEADLINE_GRACE) as limit:
             began = trio.current_time()

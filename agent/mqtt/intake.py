@@ -32,6 +32,8 @@ from agent.mqtt.work import Book, Work, same_request
 PARSE_APART: Final = 4 * 1024
 PARSED_AT_ONCE: Final = 2
 MAX_APART: Final = 64
+#: Bytes of the requests of all jobs that are open.
+MAX_HELD: Final = 32 * 1024 * 1024
 #: Seconds after which an error that nobody has fetched is dropped.
 ANSWER_EXPIRES: Final = 3600.0
 
@@ -146,7 +148,7 @@ class Intake:
         model = asked.model or self._default_model()
         if not model:
             raise NoCapablePeerError("no model is held here or by a box that is connected, and none was asked for")
-        self._make_room(asked)
+        self._make_room(asked, len(message.payload))
         now = self._wall()
         seconds = asked.deadline_ms / 1000 if asked.deadline_ms is not None else self._limits.deadline
         if message.expiry is not None:
@@ -167,7 +169,7 @@ class Intake:
             now + seconds,
             model,
         )
-        self._begin(Work(row, asked, message.settle))
+        self._begin(Work(row, asked, message.settle, len(message.payload)))
 
     def _check_reply(self, message: Incoming) -> None:
         if message.correlation is not None and len(message.correlation) > MAX_CORRELATION:
@@ -198,24 +200,29 @@ class Intake:
         message.settle()
         return True
 
-    def _make_room(self, asked: Asked) -> None:
+    def _make_room(self, asked: Asked, size: int) -> None:
         """Raises OverloadedError where there is none; a job goes before those of a lower class that wait."""
-        if len(self._book.open) < self._limits.running + self._limits.waiting:
-            return
+        jobs = [work for work in self._book.open.values() if not work.displaced]
+        number, held = len(jobs) + 1, sum(work.size for work in jobs) + size
         rank = CLASSES.index(asked.priority)
-        lower = [
-            work
-            for work in self._book.open.values()
-            if not work.turn.is_set() and not work.displaced and CLASSES.index(work.row.priority) > rank
-        ]
-        if not lower:
-            wait = max(1, round(self._job_seconds() * len(self._book.open) / self._limits.running / 2))
-            text = f"{len(self._book.open)} jobs that came over MQTT run or wait, which is all that may"
-            raise OverloadedError(text, retry_after=min(wait, 60))
-        oldest = max(lower, key=lambda work: (CLASSES.index(work.row.priority), -work.row.received))
-        self._counts.note("request_displaced")
-        oldest.displaced = True
-        oldest.scope.cancel()
+        lower = [work for work in jobs if not work.turn.is_set() and CLASSES.index(work.row.priority) > rank]
+        lower.sort(key=lambda work: (-CLASSES.index(work.row.priority), work.row.received))
+        most = self._limits.running + self._limits.waiting
+        gone: list[Work] = []
+        for work in lower:
+            if number <= most and held <= MAX_HELD:
+                break
+            gone.append(work)
+            number, held = number - 1, held - work.size
+        if number > most or held > MAX_HELD:
+            wait = max(1, round(self._job_seconds() * len(jobs) / self._limits.running / 2))
+            text = f"{len(jobs)} jobs that came over MQTT run or wait"
+            why = "which is all that may" if number > most else f"and their requests have {MAX_HELD >> 20} MiB together"
+            raise OverloadedError(f"{text}, {why}", retry_after=min(wait, 60))
+        for work in gone:
+            self._counts.note("request_displaced")
+            work.displaced = True
+            work.scope.cancel()
 
     def _refuse(self, message: Incoming, job: str, error: AgentError) -> None:
         """Answer with an error; the request is acknowledged when the broker has that."""
@@ -229,7 +236,8 @@ class Intake:
             correlation=message.correlation if len(message.correlation or b"") <= MAX_CORRELATION else None,
             user=(("job", job), ("type", "error")),
             expires=self._wall() + ANSWER_EXPIRES,
-            gone=lambda why: message.settle(),
+            # Not the message: what is refused may be large, and the broker slow to take the answer.
+            gone=lambda why, settle=message.settle: settle(),  # type: ignore[misc]
         )
         self._client.send(entry)
 

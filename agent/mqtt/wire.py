@@ -15,6 +15,7 @@ MAX_PUBLISH: Final = 1024 * 1024 + 128 * 1024
 #: Bytes of any other packet.
 MAX_CONTROL: Final = 64 * 1024
 _PUBLISH: Final = 3
+_QOS_2: Final = 0x04
 _MAX_LENGTH_BYTES: Final = 4
 
 
@@ -59,6 +60,9 @@ class Bounds:
             return
         length = sum((byte & 0x7F) << (7 * place) for place, byte in enumerate(self._head[1:]))
         is_publish = self._head[0] >> 4 == _PUBLISH
+        if is_publish and self._head[0] & _QOS_2:
+            # No subscription asks for it, and paho would keep each message until the broker lets go of it.
+            raise WireError("the broker sent a message with QoS 2, which was not asked for")
         most = self._publish if is_publish else self._control
         if length > most and not is_publish:
             raise WireError(f"the broker sent a packet of {length} bytes, and {most} is the limit")

@@ -19,11 +19,12 @@ MAX_TRIES: Final = 3
 
 @dataclass(eq=False)
 class Work:
-    """A job that is not answered yet. `settle` acknowledges its request to the broker."""
+    """A job that is not answered yet. `settle` acknowledges its request to the broker; `size` is its bytes."""
 
     row: JobRow
     asked: Asked
     settle: Callable[[], None]
+    size: int = 0
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     #: The journal has the job, by its last commit; it is its turn; its client was told that it is accepted.
     stored: trio.Event = field(default_factory=trio.Event)
@@ -125,6 +126,11 @@ class Book:
 def same_request(fingerprint: bytes, reply_to: str | None, correlation: bytes | None) -> bytes:
     """What tells a request without an id apart from another one."""
     return b"\0".join((fingerprint, (reply_to or "").encode("utf-8", "replace"), correlation or b""))
+
+
+def stored(row: JobRow) -> JobRow:
+    """The job once the journal has it, without the bytes of its request: they were understood."""
+    return replace(row, request=b"")
 
 
 def again(row: JobRow) -> JobRow:

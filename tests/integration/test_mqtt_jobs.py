@@ -21,6 +21,7 @@ import pytest
 import trio
 
 from agent.jobs.job import Emit, Job
+from agent.mqtt import intake
 from agent.mqtt.granted import WINDOW
 from agent.mqtt.journal import Journal
 from agent.mqtt.leases import claim_payload
@@ -441,6 +442,28 @@ def test_what_is_urgent_goes_before_bulk_and_takes_its_place(tmp_path: Path) -> 
                 client.next("/result")
     assert [job.request.job for job in box.jobs] == ["mqtt-first", "mqtt-urgent", "mqtt-bulk-2"]
     assert (displaced["code"], refused["code"]) == ("overloaded", "overloaded")
+
+
+def test_requests_that_are_large_are_bounded_by_their_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intake, "MAX_HELD", 250_000)
+    gate = Gate()
+    with broker(tmp_path) as one:
+        box = MqttBox("till-1", one.url, tmp_path, script=gate, config={"running": 1})
+        with running(box), requester(one, ANSWERS) as client:
+            for job, priority in (("first", "normal"), ("bulk", "bulk")):
+                client.publish(box.topics.own_request, ask(job=job, priority=priority, input={"prompt": "x" * 100_000}))
+                client.next("/accepted", job=job)
+            urgent = ask(job="urgent", priority="interactive", input={"prompt": "x" * 100_000})
+            client.publish(box.topics.own_request, urgent)
+            displaced = client.next("/error", job="bulk")
+            client.publish(box.topics.own_request, ask(job="late", input={"prompt": "x" * 100_000}))
+            refused = client.next("/error", job="late")
+            client.publish(box.topics.own_request, ask(job="small"))
+            client.next("/accepted", job="small")
+            gate.let.set()
+            assert {client.next("/result")["job"] for _ in range(3)} == {"first", "urgent", "small"}
+    assert (displaced["code"], refused["code"]) == ("overloaded", "overloaded")
+    assert "MiB" in refused["message"]
 
 
 def test_a_job_that_is_not_its_turn_in_time_is_told_so(tmp_path: Path) -> None:

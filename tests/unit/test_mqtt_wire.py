@@ -45,7 +45,9 @@ def test_a_message_that_is_too_long_is_cut_and_what_follows_is_whole(size: int, 
     assert out == packet(0x30, b"x" * 300) + packet(0xD0, b"")
 
 
-@pytest.mark.parametrize("data", [packet(0x20, b"x" * 11), b"\x30\xff\xff\xff\xff\x01"])
+@pytest.mark.parametrize(
+    "data", [packet(0x20, b"x" * 11), b"\x30\xff\xff\xff\xff\x01", packet(0x34, b"\0\1t\0\1\0x"), packet(0x36, b"x")]
+)
 def test_a_packet_past_its_limit_ends_the_connection(data: bytes) -> None:
     with pytest.raises(WireError):
         Bounds(300, 10).take(data)
