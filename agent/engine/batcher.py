@@ -12,10 +12,10 @@ from typing import Any, Final
 from agent.engine.answers import failed
 from agent.engine.context import AbortedError, Context, LostError, NoRoomError
 from agent.engine.inbox import Inbox
+from agent.engine.keeping import Keeping
 from agent.engine.ledger import Ledger
 from agent.engine.live import Item, Live, Reason
 from agent.engine.llama import Model
-from agent.engine.prefix import Beginning, Kept, Shelf, best_beginning, common
 from agent.engine.prepare import Prepared
 from agent.engine.protocol import Begun, Done, Statistics, Step, Up
 from agent.engine.sampling import Candidates, Sampler
@@ -25,9 +25,6 @@ from agent.errors import AgentError, EngineError
 
 #: New tokens that there is to be room for when a request is let in; more is found on the way, or somebody yields.
 _RESERVE: Final = 64
-#: Tokens of sequences that are over and kept, but for the newest: every step looks at each cell there is, if only to
-#: see that it is another's. Measured on SmolLM2-135M: nothing to be seen at 2,048, a third of a step at 4,096.
-_KEPT: Final = 2048
 
 
 class Batcher:
@@ -35,24 +32,22 @@ class Batcher:
 
     def __init__(
         self, model: Model, context: Context, inbox: Inbox[Any], send: Callable[[Up], None], *, cells: int, slots: int,
-        sequences: int, sessions: Sessions | None = None,
+        sequences: int, sessions: Sessions | None = None, parking: int = 0,
     ) -> None:  # fmt: skip
+        """`parking` bytes may be taken for sequences that are over, beside the context's `cells`."""
         self._model = model
         self._context = context
         self._inbox = inbox
         self._send = send
         self._slots = slots
-        self._sessions = sessions
-        #: Conversations that are kept and not on disk yet, by llama.cpp's number.
-        self._unsaved: set[int] = set()
         self._ledger = Ledger(cells)
+        self._keeping = Keeping(
+            context, self._ledger, sequences, sessions, whole_only=model.window > 0 or model.recurrent, parking=parking
+        )
         self._candidates = Candidates(model.vocab_size)
         self._pace = Pace(context.batch)
-        self._numbers = deque(range(sequences))
         self._waiting: deque[Live] = deque()
         self._running: list[Live] = []
-        self._shelf = Shelf()
-        self._whole_only = model.window > 0 or model.recurrent
         self._order = 0
         self._held = False
         self._steps = self._tokens = self._reused = self._yielded = self._aborted = 0
@@ -87,6 +82,8 @@ class Batcher:
         began = time.perf_counter()
         self._end_cancelled()
         self._let_in()
+        if self._running:
+            self._keeping.step_aside()
         slices = self._fitting()
         if not slices:
             return
@@ -114,24 +111,11 @@ class Batcher:
 
         It is to be empty again before the next step. None while there is anything to do.
         """
-        if self.busy:
-            return None
-        while (not self._numbers or self._ledger.free < cells) and (oldest := self._shelf.oldest()):
-            self._give_up(oldest)
-        return self._numbers[0] if self._numbers and self._ledger.free >= cells else None
+        return None if self.busy else self._keeping.spare(cells)
 
     def save_one(self) -> bool:
         """Put one conversation that has gone on on disk; False where there is none. For when there is nothing to do."""
-        for kept in self._shelf.all():
-            if kept.seq in self._unsaved:
-                self._save(kept)
-                return True
-        return False
-
-    def _save(self, kept: Kept) -> None:
-        self._unsaved.discard(kept.seq)
-        if self._sessions is not None:
-            self._sessions.save(kept.owner, kept.session, kept.tokens, self._context.state(kept.seq))
+        return self._keeping.save_one()
 
     def statistics(self, id: int) -> Statistics:
         """How the engine is now."""
@@ -139,7 +123,7 @@ class Batcher:
             id=id,
             running=len(self._running),
             waiting=len(self._waiting),
-            kept=len(self._shelf),
+            kept=len(self._keeping),
             cells=self._ledger.cells,
             cells_used=self._ledger.used,
             cells_kept=self._ledger.used - sum(self._ledger.own(live.sequence.seq) for live in self._running),
@@ -166,102 +150,17 @@ class Batcher:
         """Let waiting requests in, in their order, as far as there are slots and cells."""
         while self._waiting and len(self._running) < self._slots and not self._held:
             live = self._waiting[0]
-            sequence = live.sequence
-            self._restore(live)
-            beginning = best_beginning(
-                sequence.tokens,
-                sequence.owner,
-                self._shelf.all(),
-                ((one.sequence.seq, one.sequence.owner, one.sequence.tokens[: one.sequence.decoded])
-                 for one in self._running),
-                whole_only=self._whole_only,
-                session=live.request.job.session,
-            )  # fmt: skip
-            need = len(sequence.tokens) - (beginning.length if beginning else 0) + min(live.limit, _RESERVE)
-            keep = beginning.seq if beginning else -1
-            while self._ledger.free < need and (oldest := self._shelf.oldest(but=keep)):
-                self._give_up(oldest)
-            if self._ledger.free < need and self._running:
+            sequence, session = live.sequence, live.request.job.session
+            if saved := live.request.saved:
+                live.request = replace(live.request, saved=None)
+                self._keeping.restore(sequence, session, saved)
+            found = self._keeping.find(sequence, session, (one.sequence for one in self._running))
+            room = min(live.limit, _RESERVE)
+            if not self._keeping.admit(sequence, found, session, room, alone=not self._running):
                 return  # somebody will end
             self._waiting.popleft()
-            self._give_cells(sequence, beginning, live.request.job.session)
             self._reused += sequence.reused
             self._running.append(live)
-
-    def _restore(self, live: Live) -> None:
-        """Bring what is on disk of a request's conversation into memory, as if it had just ended."""
-        saved, live.request = live.request.saved, replace(live.request, saved=None)
-        if saved is None:
-            return
-        alike = common(saved.tokens, live.sequence.tokens)
-        if alike < (len(saved.tokens) if self._whole_only else len(saved.tokens) // 2):
-            return
-        while (self._ledger.free < len(saved.tokens) or not self._numbers) and (oldest := self._shelf.oldest()):
-            self._give_up(oldest)
-        if self._ledger.free < len(saved.tokens) or not self._numbers:
-            return
-        seq = self._numbers.popleft()
-        if self._context.restore(seq, saved.state):
-            self._ledger.append(seq, len(saved.tokens))
-            self._keep(Kept(seq, live.sequence.owner, list(saved.tokens), live.request.job.session))
-        else:
-            self._context.forget(seq)
-            self._numbers.append(seq)
-
-    def _keep(self, kept: Kept) -> None:
-        """Keep a sequence, and of the others no more than does not slow down those that run."""
-        self._shelf.put(kept)
-        while len(self._shelf) > 1 and self._shelf.tokens > _KEPT and (oldest := self._shelf.oldest(but=kept.seq)):
-            self._give_up(oldest)
-        if self._sessions is not None and kept.session:
-            self._sessions.note_resident(kept.owner, kept.session, here=True)
-
-    def _give_cells(self, sequence: Running, beginning: Beginning | None, session: str) -> None:
-        """Give a sequence llama.cpp's number and, where there is one, the beginning that it shares with another."""
-        if beginning is not None and beginning.kept is not None:
-            self._take_over(beginning.kept, session)
-            sequence.seq = beginning.seq
-            if beginning.length < len(beginning.kept.tokens) and not self._context.forget(
-                sequence.seq, beginning.length
-            ):
-                self._clear(sequence)
-                return
-            self._ledger.trim(sequence.seq, beginning.length)
-            sequence.decoded = sequence.reused = beginning.length
-            return
-        if not self._numbers and (oldest := self._shelf.oldest(but=beginning.seq if beginning else -1)):
-            self._give_up(oldest)
-        if not self._numbers and (oldest := self._shelf.oldest()):
-            beginning = None  # it is the last that is kept, and its number is needed
-            self._give_up(oldest)
-        sequence.seq = self._numbers.popleft()
-        if beginning is not None:
-            self._context.copy(beginning.seq, sequence.seq, beginning.length)
-            self._ledger.share(beginning.seq, sequence.seq, beginning.length)
-            sequence.decoded = sequence.reused = beginning.length
-
-    def _take_over(self, kept: Kept, session: str = "") -> None:
-        """A sequence that is kept is needed for another: what is not on disk of its conversation goes there first.
-
-        Not where the same conversation goes on: it is saved when its turn is over.
-        """
-        self._shelf.take(kept.seq)
-        if kept.seq in self._unsaved and kept.session != session:
-            self._save(kept)
-        self._unsaved.discard(kept.seq)
-        if self._sessions is not None and kept.session:
-            self._sessions.note_resident(kept.owner, kept.session, here=False)
-
-    def _clear(self, sequence: Running) -> None:
-        self._context.forget(sequence.seq)
-        self._ledger.drop(sequence.seq)
-        sequence.decoded = sequence.reused = 0
-
-    def _give_up(self, kept: Kept) -> None:
-        self._take_over(kept)
-        self._context.forget(kept.seq)
-        self._ledger.drop(kept.seq)
-        self._numbers.append(kept.seq)
 
     def _end(self, live: Live, reason: Reason, error: AgentError | None = None) -> None:
         """A request is over: its cells are kept for the next that begins alike, and its slot is free."""
@@ -273,13 +172,9 @@ class Batcher:
         live.sampler.close()
         if sequence.seq >= 0:
             if error is None and sequence.decoded:
-                tokens = sequence.tokens[: sequence.decoded]
-                session = live.request.job.session
-                self._keep(Kept(sequence.seq, sequence.owner, tokens, session))
-                if session and self._sessions is not None:
-                    self._unsaved.add(sequence.seq)
+                self._keeping.keep(sequence, live.request.job.session)
             else:
-                self._give_up(Kept(sequence.seq, sequence.owner, ()))
+                self._keeping.release(sequence)
         self._held = False
         if error is not None:
             self.fail(sequence.id, error)
@@ -305,9 +200,7 @@ class Batcher:
         while self._running:
             slices = plan([live.sequence for live in self._running], self._context.batch, pace.chunk, pace.alone)
             need = sum(one.count for one in slices)
-            while self._ledger.free < need and (oldest := self._shelf.oldest()):
-                self._give_up(oldest)
-            if self._ledger.free >= need:
+            if self._keeping.make_room(need):
                 return slices
             self._make_somebody_yield()
         return []
@@ -320,9 +213,7 @@ class Batcher:
             return
         live = next(one for one in self._running if one.sequence is loser)
         self._running.remove(live)
-        self._clear(loser)
-        self._numbers.append(loser.seq)
-        loser.seq = -1
+        self._keeping.release(loser)
         self._waiting.appendleft(live)
         self._held = True
         self._yielded += 1
@@ -335,9 +226,7 @@ class Batcher:
         if isinstance(error, AbortedError) or (isinstance(error, LostError) and error.aborted):
             self._aborted += 1
         elif isinstance(error, NoRoomError):
-            if oldest := self._shelf.oldest():
-                self._give_up(oldest)
-            else:
+            if not self._keeping.give_up_oldest():
                 self._make_somebody_yield()
         elif isinstance(error, EngineError):
             concerned = {one.sequence.id for one in slices}

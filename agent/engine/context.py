@@ -145,9 +145,13 @@ class Context:
         """Let an empty sequence begin with the first `length` tokens of another, in the same cells."""
         ll.llama_memory_seq_cp(self._memory, source, seq, 0, length)
 
+    def state_size(self, seq: int) -> int:
+        """Bytes of the memory of one sequence."""
+        return int(ll.llama_state_seq_get_size(self.handle, seq))
+
     def state(self, seq: int) -> bytes:
         """The memory of one sequence, for `restore`."""
-        size = ll.llama_state_seq_get_size(self.handle, seq)
+        size = self.state_size(seq)
         buffer = (ctypes.c_uint8 * size)()
         written = ll.llama_state_seq_get_data(self.handle, buffer, size, seq)
         return bytes(memoryview(buffer)[:written])

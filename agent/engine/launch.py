@@ -32,6 +32,7 @@ def load_message(path: Path, facts: GgufFacts, plan: Plan, config: EngineConfig,
         weights=plan.estimate.weights,
         cache=plan.estimate.kv,
         compute=plan.estimate.compute + plan.estimate.vectors,
+        parking=plan.estimate.parking,
     )
 
 

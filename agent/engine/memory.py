@@ -29,6 +29,9 @@ EMBEDDED_TEXTS: Final = 16
 #: (llama.cpp 0c1e570). Steps of so many tokens keep them to 32 MiB, where 2,048 tokens of SmolLM2 took 400.
 _EMBEDDED_LOGITS: Final = 32 * MIB
 _EMBEDDED_STEPS: Final = (32, 128)
+#: Sequences that are over and kept beside the cache may take this part of what it does, and no more than that in all.
+_PARKING: Final = 2
+_MOST_PARKING: Final = 64 * MIB
 #: Architectures that have no logits, as far as their names say so.
 _HEADLESS: Final = ("bert", "gemma-embedding")
 
@@ -47,7 +50,7 @@ _BYTES: Final = {name: (block, size) for name, block, size in TENSOR_TYPES.value
 class Estimate:
     """Bytes a loaded model takes. `weights` are mapped from the file: the kernel may drop them, and then every token
     waits for the disk, so they count like the rest. `vectors` is for embeddings, and taken when the first ones are
-    asked for.
+    asked for; `parking` is for sequences that are over, and taken as they end.
     """
 
     weights: int
@@ -55,11 +58,12 @@ class Estimate:
     compute: int
     process: int
     vectors: int = 0
+    parking: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.kv + self.compute + self.process + self.vectors
+        return self.weights + self.kv + self.compute + self.process + self.vectors + self.parking
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,7 @@ def estimate(
         compute=compute,
         process=_PROCESS + _VOCABULARY_ENTRY * facts.vocab_size,
         vectors=_vectors(facts, cells, flash=flash),
+        parking=min(kv // _PARKING, _MOST_PARKING),
     )
 
 
@@ -199,7 +204,9 @@ def plan(facts: GgufFacts, available: int, wish: Wish) -> Plan | TooLarge:
         return counted(cells, slots, batch).total <= available
 
     def counted(cells: int, slots: int, batch: int) -> Estimate:
-        return estimate(facts, cells, slots, batch, flash=wish.flash)
+        """With as much to park in as is left beside the rest: it saves time, and nothing depends on it."""
+        found = estimate(facts, cells, slots, batch, flash=wish.flash)
+        return replace(found, parking=max(0, min(found.parking, available - found.total + found.parking)))
 
     slots, batch = wish.slots, BATCH
     if not facts.embedding:  # what these save is for text that is generated

@@ -41,6 +41,8 @@ class Load:
     was made for, or empty. Conversations that have a name are kept in the folder `sessions`, in at most
     `session_bytes`; none are where it is empty.
 
+    `parking` bytes may be taken beside the cache for sequences that are over.
+
     `gpu_layers` go to a GPU: a number, all (-1), or as many as fit (-2), which is found by how many `blocks` the model
     has and by the bytes of its `weights`, its `cache` and what it needs to `compute`.
     """
@@ -62,6 +64,7 @@ class Load:
     weights: int = 0
     cache: int = 0
     compute: int = 0
+    parking: int = 0
 
 
 @dataclass(frozen=True)

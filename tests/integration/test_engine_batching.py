@@ -157,6 +157,30 @@ def test_a_beginning_is_reused_for_its_owner_alone(tmp_path: Path) -> None:
     trio.run(main)
 
 
+def test_what_is_kept_makes_way_for_who_runs_and_comes_back(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with box(tmp_path, slots=4, context_tokens=1024) as here:
+            asked = {asker: f"{asker} asks. {LONG}" for asker in ("pos-1", "pos-2", "pos-3")}
+            prompts = {}
+            for asker, prompt in asked.items():
+                answer = await here.run(of(asker, completion(prompt, max_tokens=4)))
+                prompts[asker] = answer.finished.prompt_tokens
+            beside: list[int] = []
+
+            async def look(event: object) -> None:
+                beside.append((await stats(here)).cells_kept)
+
+            await here.run(completion("List of every word:", max_tokens=4), look)
+            assert beside[0] <= 256 < prompts["pos-1"] + prompts["pos-2"]
+            for turn, (asker, prompt) in enumerate(asked.items(), 1):
+                await here.run(of(asker, completion(prompt + "And then", max_tokens=4)))
+                reused = (await stats(here)).reused
+                assert sum(list(prompts.values())[:turn]) - 2 * turn <= reused <= sum(prompts.values())
+            await nothing_left(here)
+
+    trio.run(main)
+
+
 def test_a_conversation_with_a_name_goes_on_after_a_restart(tmp_path: Path) -> None:
     async def main() -> None:
         async with box(tmp_path, slots=2, context_tokens=1024) as here:

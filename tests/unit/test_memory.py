@@ -23,6 +23,7 @@ from agent.engine.memory import (
     plan,
     reads_whole,
     reserve,
+    show,
     size_of,
 )  # fmt: skip
 from fleet.models.gguf import GgufFacts, read_facts
@@ -82,7 +83,10 @@ def test_vectors_are_counted_beside_text_in_steps_that_logits_allow() -> None:
     assert 2048 * cache + logits < small.vectors < 2048 * cache + logits + 2 * MIB
     assert large.vectors < 2 * small.vectors + 64 * MIB, "however large the vocabulary"
     assert estimate(SMALL, 512, 4).vectors < small.vectors
-    assert small.total == small.weights + small.kv + small.compute + small.process + small.vectors
+    parts = (small.weights, small.kv, small.compute, small.process, small.vectors, small.parking)
+    assert small.total == sum(parts)
+    assert small.parking == small.kv // 2
+    assert estimate(replace(SMALL, block_count=4), 2**22, 4).parking == 64 * MIB, "however large the cache"
 
 
 def test_a_model_of_vectors_alone_takes_nothing_for_text() -> None:
@@ -130,7 +134,7 @@ def test_a_plan_fits_and_is_never_more_than_the_wish(available: int, context: in
     if isinstance(found, TooLarge):
         assert found.needed > found.available
         least = estimate(SMALL, min(wanted, MIN_CONTEXT), 1, MIN_BATCH)
-        assert found.needed == least.total > available
+        assert found.needed == least.total - least.parking > available
         return
     assert found.estimate == estimate(SMALL, found.cells, found.slots, found.batch)
     assert found.estimate.total <= available
@@ -147,7 +151,12 @@ def test_what_does_not_fit_is_given_up_in_order() -> None:
     assert isinstance(enough, Plan)
     assert (enough.context, enough.slots, enough.cells, enough.batch, enough.why) == (4096, 8, 16_384, 512, "")
     steps = [enough]
-    while isinstance(found := plan(facts, steps[-1].estimate.total - 1, Wish(4096, 8)), Plan):
+
+    def needed() -> int:
+        return steps[-1].estimate.total - steps[-1].estimate.parking
+
+    while isinstance(found := plan(facts, needed() - 1, Wish(4096, 8)), Plan):
+        assert found.estimate.parking < enough.estimate.parking, "that goes first"
         steps.append(found)
     assert found.needed > found.available
     for before, after in itertools.pairwise(steps):
@@ -170,7 +179,7 @@ def test_a_plan_and_a_refusal_say_why_with_numbers() -> None:
     assert isinstance(cut, Plan)
     assert cut.why.startswith("context 4")
     assert "1 of 4 requests at a time" in cut.why
-    assert f"{whole // MIB} MiB are available" in cut.why
+    assert f"{show(whole)} are available" in cut.why
     refused = plan(SMALL, 10 * MIB, Wish(8192, 4))
     assert isinstance(refused, TooLarge)
     assert refused.details == {"needed_bytes": refused.needed, "available_bytes": 10 * MIB}
