@@ -147,18 +147,25 @@ class Batcher:
                     self._end(live, "cancelled")
 
     def _let_in(self) -> None:
-        """Let waiting requests in, in their order, as far as there are slots and cells."""
-        while self._waiting and len(self._running) < self._slots and not self._held:
-            live = self._waiting[0]
+        """Let waiting requests in, in their order, as far as there are slots and cells.
+
+        One that begins as another does whose prompt is being read waits for that, and then need not read it again.
+        """
+        for live in tuple(self._waiting):
+            if len(self._running) >= self._slots or self._held:
+                return
             sequence, session = live.sequence, live.request.job.session
             if saved := live.request.saved:
                 live.request = replace(live.request, saved=None)
                 self._keeping.restore(sequence, session, saved)
-            found = self._keeping.find(sequence, session, (one.sequence for one in self._running))
+            running = [one.sequence for one in self._running]
+            found = self._keeping.find(sequence, session, running)
+            if self._keeping.is_being_read(sequence, found, running):
+                continue
             room = min(live.limit, _RESERVE)
-            if not self._keeping.admit(sequence, found, session, room, alone=not self._running):
+            if not self._keeping.admit(sequence, found, session, room, alone=not running):
                 return  # somebody will end
-            self._waiting.popleft()
+            self._waiting.remove(live)
             self._reused += sequence.reused
             self._running.append(live)
 

@@ -106,6 +106,21 @@ class Keeping:
         )
         return parked or best
 
+    def is_being_read(self, sequence: Running, found: Beginning | Found | None, running: Iterable[Running]) -> bool:
+        """Whether one that runs is at a prompt that begins like a new sequence, for clearly more than was `found`.
+
+        That is all the prompts have in common, not what has been read of it by now.
+        """
+        if self._whole_only:
+            return False
+        least = (found.length if found else 0) + _WORTH
+        return any(
+            one.owner == sequence.owner
+            and one.decoded < one.prompt_tokens
+            and min(common(one.tokens[: one.prompt_tokens], sequence.tokens), len(sequence.tokens) - 1) >= least
+            for one in running
+        )
+
     def admit(
         self, sequence: Running, found: Beginning | Found | None, session: str, cells: int, *, alone: bool
     ) -> bool:

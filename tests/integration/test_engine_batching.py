@@ -157,6 +157,20 @@ def test_a_beginning_is_reused_for_its_owner_alone(tmp_path: Path) -> None:
     trio.run(main)
 
 
+def test_a_prompt_that_several_share_is_read_once_though_they_come_together(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with box(tmp_path, slots=4, context_tokens=2048) as here:
+            shared = LONG * 3
+            requests = [of("pos-1", completion(f"{shared}{word}", max_tokens=4)) for word in WORDS[:3]]
+            answers = await all_at_once(here, [*requests, of("pos-2", completion(shared, max_tokens=4))])
+            prompt = answers[3].finished.prompt_tokens
+            # By two, of three; and not by another owner.
+            assert 2 * (prompt - 40) <= (await stats(here)).reused <= 2 * prompt
+            await nothing_left(here)
+
+    trio.run(main)
+
+
 def test_what_is_kept_makes_way_for_who_runs_and_comes_back(tmp_path: Path) -> None:
     async def main() -> None:
         async with box(tmp_path, slots=4, context_tokens=1024) as here:
