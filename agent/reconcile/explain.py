@@ -41,7 +41,8 @@ def summary(fall: Falls) -> str:
     text = f"{fall.copies} of {len(chosen)} boxes hold it"
     away = sum(one.gone for one in chosen)
     if away:
-        text = f"{fall.copies} boxes hold it, of {len(chosen)} that are to; of these {away} cannot be reached"
+        hold = "box holds" if fall.copies == 1 else "boxes hold"
+        text = f"{fall.copies} {hold} it, of {len(chosen)} that are to; of these {away} cannot be reached"
     if fall.short:
         text += f"; {fall.short} fewer than the {placement.least} that are to be kept can take it now"
     return text
