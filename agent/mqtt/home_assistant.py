@@ -8,7 +8,8 @@ Home Assistant says that it has started. Pure.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from agent.mqtt.pipeline import Pipeline
@@ -17,6 +18,9 @@ from agent.mqtt.topics import Topics
 PREFIX: Final = "homeassistant"
 #: Properties of an answer's schema that get an entity of their own.
 _MAX_FIELDS: Final = 8
+#: Entities that are named as gone, the latest.
+_MAX_GONE: Final = 64
+NO_PLATFORMS: Final[Mapping[str, str]] = {}
 
 
 def discovery_topic(prefix: str, topics: Topics) -> str:
@@ -29,8 +33,21 @@ def birth_topic(prefix: str) -> str:
     return f"{prefix}/status"
 
 
-def device(name: str, version: str, topics: Topics, pipelines: Sequence[Pipeline]) -> bytes:
-    """The device's description."""
+@dataclass(frozen=True)
+class Device:
+    """A device's description as it is published, and the platform of each entity that there is of it, or was."""
+
+    payload: bytes
+    platforms: Mapping[str, str]
+
+
+def device(
+    name: str, version: str, topics: Topics, pipelines: Sequence[Pipeline], before: Mapping[str, str] = NO_PLATFORMS
+) -> Device:
+    """Describe the box. `before` are the `platforms` of what was published last.
+
+    An entity that is not described any more stays with Home Assistant; it goes where its platform alone is named.
+    """
     unique = f"shoal_{topics.node}"
     components: dict[str, dict[str, Any]] = {
         "connected": {
@@ -67,6 +84,11 @@ def device(name: str, version: str, topics: Topics, pipelines: Sequence[Pipeline
     }
     for pipeline in pipelines:
         components |= _insights(unique, topics, pipeline)
+    platforms = {key: str(one["platform"]) for key, one in components.items()}
+    gone = {key: platform for key, platform in before.items() if key not in platforms}
+    for key in list(gone)[-_MAX_GONE:]:
+        components[key] = {"platform": gone[key]}
+        platforms[key] = gone[key]
     body = {
         "device": {
             "identifiers": [unique],
@@ -80,7 +102,8 @@ def device(name: str, version: str, topics: Topics, pipelines: Sequence[Pipeline
         "components": components,
         "qos": 1,
     }
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    payload = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    return Device(payload, platforms)
 
 
 def _insights(unique: str, topics: Topics, pipeline: Pipeline) -> dict[str, dict[str, Any]]:

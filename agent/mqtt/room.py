@@ -19,7 +19,7 @@ from agent.mqtt.credentials import broker_of
 from agent.mqtt.desk import JobDesk
 from agent.mqtt.gauges import MqttGauges
 from agent.mqtt.granted import Granted
-from agent.mqtt.home_assistant import PREFIX, birth_topic, device, discovery_topic
+from agent.mqtt.home_assistant import NO_PLATFORMS, PREFIX, birth_topic, device, discovery_topic
 from agent.mqtt.intake import DeskLimits
 from agent.mqtt.journal import Journal
 from agent.mqtt.messages import Incoming, Wanted
@@ -86,6 +86,8 @@ class MqttRoom:
         self._changed = trio.Event()
         self._wishes_changed = trio.Event()
         self._said: dict[str, bytes] = {}
+        #: Entities that Home Assistant has of this box, or had, with their platforms.
+        self._platforms: Mapping[str, str] = NO_PLATFORMS
         self._leaving = False
 
     # --- for the agent around it -------------------------------------------------------------------------------------
@@ -188,7 +190,7 @@ class MqttRoom:
                 nursery.start_soon(desk.serve)
                 nursery.start_soon(sensors.serve)
                 nursery.start_soon(self._keep_wishes, sensors)
-                nursery.start_soon(self._keep_said, client, desk, sensors, topics)
+                nursery.start_soon(self._keep_said, client, desk, sensors, topics, journal)
                 nursery.start_soon(client.run)
         finally:
             journal.close()
@@ -209,6 +211,7 @@ class MqttRoom:
     ) -> None:
         birth = birth_topic(PREFIX)
         before = _filters(meta.get("filters", ""))
+        self._platforms = _texts(meta.get("platforms", ""))
 
         def subscriptions(granted: Granted) -> Sequence[Wanted]:
             # Claims have to come in one order. mosquitto 2.0.11 does not keep it for QoS 1: what waits until fewer
@@ -267,7 +270,9 @@ class MqttRoom:
             await self._wishes_changed.wait()
             await trio.sleep(_COALESCE_DOCUMENT)
 
-    async def _keep_said(self, client: MqttClient, desk: JobDesk, sensors: Sensors, topics: Topics) -> None:
+    async def _keep_said(
+        self, client: MqttClient, desk: JobDesk, sensors: Sensors, topics: Topics, journal: Journal
+    ) -> None:
         """Publish the status and the description for Home Assistant, retained, whenever they are other than before."""
         while True:
             await self._changed.wait()
@@ -285,11 +290,19 @@ class MqttRoom:
                 )
             }
             if self._config.home_assistant:
-                about = device(self._box.name, self._box.version, topics, sensors.pipelines)
-                say[discovery_topic(PREFIX, topics)] = about
+                about = device(self._box.name, self._box.version, topics, sensors.pipelines, self._platforms)
+                if about.platforms != self._platforms:
+                    self._platforms = about.platforms
+                    journal.remember("platforms", json.dumps(about.platforms))
+                say[discovery_topic(PREFIX, topics)] = about.payload
             for topic, payload in say.items():
-                if self._said.get(topic) != payload and client.send_now(topic, payload, qos=1, retain=True):
+                if self._said.get(topic) == payload:
+                    continue
+                if client.send_now(topic, payload, qos=1, retain=True):
                     self._said[topic] = payload
+                elif client.session is not None:
+                    # There is too much on the way; it is said once there is less.
+                    self._changed.set()
             await trio.sleep(_COALESCE)
 
     def _default_model(self) -> str | None:
@@ -300,8 +313,17 @@ class MqttRoom:
 
 
 def _filters(text: str) -> list[str]:
-    try:
-        found: Any = json.loads(text) if text else []
-    except ValueError:
-        return []
+    found = _plain(text)
     return [one for one in found if isinstance(one, str)] if isinstance(found, list) else []
+
+
+def _texts(text: str) -> dict[str, str]:
+    found = _plain(text)
+    return {key: one for key, one in found.items() if isinstance(one, str)} if isinstance(found, dict) else {}
+
+
+def _plain(text: str) -> Any:
+    try:
+        return json.loads(text) if text else None
+    except ValueError:
+        return None

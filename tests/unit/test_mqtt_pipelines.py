@@ -217,7 +217,7 @@ def test_home_assistant_gets_a_device_with_an_entity_for_each_simple_value() -> 
         "type": "object",
         "properties": {"status": {"enum": ["ok"]}, "alarm": {"type": "boolean"}, "more": {"type": "array"}},
     }
-    body = json.loads(device("till-1", "1.0", TOPICS, [made(answer=schema), made(prompt="x")]))
+    body = json.loads(device("till-1", "1.0", TOPICS, [made(answer=schema), made(prompt="x")]).payload)
     assert body["device"]["identifiers"] == ["shoal_0123456789abcdef"]
     assert {"connected", "jobs", "models", "watch_status", "watch_alarm"} <= set(body["components"])
     status = body["components"]["watch_status"]
@@ -231,6 +231,18 @@ def test_home_assistant_gets_a_device_with_an_entity_for_each_simple_value() -> 
         for key, one in body["components"].items()
         if key != "connected"
     )
+
+
+def test_home_assistant_is_told_which_entities_are_gone() -> None:
+    first = device("till-1", "1.0", TOPICS, [made()])
+    second = device("till-1", "1.0", TOPICS, [], first.platforms)
+    third = device("till-1", "1.0", TOPICS, [], second.platforms)
+    assert json.loads(second.payload)["components"]["watch"] == {"platform": "sensor"}
+    assert third == second
+    again = device("till-1", "1.0", TOPICS, [made()], third.platforms)
+    assert again.payload == first.payload
+    many = device("till-1", "1.0", TOPICS, [], {f"old_{number}": "sensor" for number in range(1000)})
+    assert len(many.platforms) < 100
 
 
 def test_a_recording_is_read_in_both_forms_and_says_which_line_is_wrong() -> None:
