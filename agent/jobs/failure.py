@@ -77,12 +77,13 @@ class Failure:
     error to raise if all that were asked claim the same. `needs_context`: the prompt has so many tokens, so boxes whose
     context has no more are not asked. `code` is the error's; a peer may send any text of up to 64 characters as one.
     `gone`: the box did not do anything wrong, it was not there any more. `late`: it said only after a while that it is
-    busy.
+    busy. `known`: it said so to another job just now, and was not asked.
     """
 
     reason: str
     overloaded: bool = False
     late: bool = False
+    known: bool = False
     retry_after: int | None = None
     eta_s: float | None = None
     final: AgentError | None = None

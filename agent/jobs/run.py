@@ -21,6 +21,7 @@ from agent.jobs import failure, observation, refusal
 from agent.jobs.active import ActiveJobs
 from agent.jobs.answer import AnswerCheck, BadAnswerError
 from agent.jobs.breaker import Breaker
+from agent.jobs.busy import BusyBoxes
 from agent.jobs.failure import Failure
 from agent.jobs.job import Emit, Job, Resumed, Routed, Substituted
 from agent.jobs.neighbourhood import Generate, Neighbourhood, Survey
@@ -51,6 +52,11 @@ class _Progress:
     routed: Routed | None = None
     failures: dict[str, Failure] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
+
+    @property
+    def attempts(self) -> int:
+        """How many boxes have been asked and have failed."""
+        return sum(not failed.known for failed in self.failures.values())
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,7 @@ class JobRunner:
         self._chooser = chooser or Chooser()
         #: Peers that keep failing at a model; to be told of links that come up.
         self.breaker: Final = Breaker()
+        self._busy = BusyBoxes()
 
     async def run(self, job: Job, emit: Emit) -> None:
         """Run a job to its end, awaiting `emit` with Routed, Delta… or Embedded…, Finished (see `agent.jobs.job`).
@@ -144,7 +151,8 @@ class JobRunner:
             if failed is None:
                 self._chooser.note_served(job.request, target)
                 return
-            log.warning("job.attempt_failed", box=verdict.name, reason=failed.reason, tokens=progress.tokens)
+            if not failed.known:
+                log.warning("job.attempt_failed", box=verdict.name, reason=failed.reason, tokens=progress.tokens)
             observation.failed_at(target, failed.code)
             progress.failures[target] = failed
             if progress.routed is not None and failed.final is None and _used_up(job, progress):
@@ -158,12 +166,12 @@ class JobRunner:
                 )
             if failed.final is not None:
                 raise failed.final
-            if len(progress.failures) >= MAX_ATTEMPTS:
+            if progress.attempts >= MAX_ATTEMPTS:
                 raise self._exhausted(progress, survey)
 
     def _next(self, decision: Decision, progress: _Progress) -> str:
         """The box to try now. The last attempt is this box's own, where it can run the job: that fails least."""
-        own, last = self._fleet.peer_id, len(progress.failures) == MAX_ATTEMPTS - 1
+        own, last = self._fleet.peer_id, progress.attempts == MAX_ATTEMPTS - 1
         return own if last and own in decision.order else decision.order[0]
 
     async def _tried(self, job: Job, target: _Target, emit: Emit, progress: _Progress) -> Failure | None:
@@ -171,6 +179,9 @@ class JobRunner:
         peer, held = target.peer_id, target.held
         if peer == self._fleet.peer_id:
             return await self._attempt(job, target, emit, progress)
+        request = job.request.model_copy(update={"model": held.hash})
+        if (known := self._busy.said(peer, request, trio.current_time())) is not None:
+            return known
         self.breaker.asked(peer, held.hash, trio.current_time())
         failed: Failure | None = Failure("cancelled", overloaded=True)  # as long as nothing else is known
         try:
@@ -182,6 +193,8 @@ class JobRunner:
                 self.breaker.let_go(peer, held.hash)
             elif self.breaker.failed(peer, held.hash, trio.current_time(), gone=failed.gone):
                 log.warning("job.box_left_alone", box=target.name, model=held.name, reason=failed.reason)
+        if failed is not None:
+            self._busy.note(peer, request, failed, trio.current_time())
         return failed
 
     async def _attempt(self, job: Job, target: _Target, emit: Emit, progress: _Progress) -> Failure | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from agent.errors import (
 )
 from agent.jobs.active import ActiveJobs
 from agent.jobs.answer import BadAnswerError
+from agent.jobs.busy import HOLDS
 from agent.jobs.job import Job, JobEvent, Resumed, Routed
 from agent.jobs.neighbourhood import Survey
 from agent.jobs.run import JobRunner
@@ -734,7 +736,41 @@ def test_a_peer_that_is_busy_or_refuses_a_request_is_not_left_alone_unless_it_sa
 
         for _ in range(5):
             await runner.run(job(), emit)
+            await trio.sleep(HOLDS)
         assert [who for who, _ in fleet.asked] == asked
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+def test_a_box_that_has_just_said_that_it_is_busy_is_not_asked_the_same_again() -> None:
+    full = RemoteError("overloaded", "full", details={"retry_after": 7})
+    busy = {name: fail(full) for name in "pqrs"}
+    fleet = Fleet({**busy, "t": serve(["x"])})
+
+    async def main() -> None:
+        runner = JobRunner(fleet, fleet.generate, ActiveJobs(), TimeoutsConfig())
+
+        async def emit(event: JobEvent) -> None:
+            await trio.lowlevel.checkpoint()
+
+        async def asked(a_job: Job) -> str:
+            before = len(fleet.asked)
+            with contextlib.suppress(OverloadedError):
+                await runner.run(a_job, emit)
+            return "".join(who for who, _ in fleet.asked[before:])
+
+        assert await asked(job()) == "pqr", "at most three"
+        assert await asked(job()) == "st", "those that are known to be busy are no attempts"
+        assert await asked(job(priority="interactive")) == "pqr", "there may be places for others"
+        assert await asked(job(deadline_ms=9_000)) == "t"
+        await trio.sleep(HOLDS)
+        assert await asked(job(deadline_ms=9_000)) == "pqr"
+        assert await asked(job()) == "pqr", "a deadline may be all that was too short"
+        fleet.peers.pop("t")
+        assert await asked(job()) == "s"
+        with pytest.raises(OverloadedError) as caught:
+            await runner.run(job(), emit)
+        assert (await asked(job()), caught.value.retry_after) == ("", 7)
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
 
