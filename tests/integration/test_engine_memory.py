@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -19,7 +20,7 @@ import structlog
 import trio
 
 from agent.config import EngineConfig, ModelConfig
-from agent.engine import loading, quarantine, room
+from agent.engine import child, loading, patience, quarantine, room
 from agent.engine.child import Child
 from agent.engine.memory import MIB, estimate
 from agent.engine.pool import EnginePool, HeldModel
@@ -367,6 +368,51 @@ def test_a_kill_from_outside_is_no_crash_of_the_model(tmp_path: Path) -> None:
                 os.kill(pid, signal.SIGKILL)
                 await here.until("m", "idle")
             assert await here.run("m") > 0
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("how", ["sleeps", "loops"])
+def test_a_process_that_hangs_is_ended_when_it_owes_an_answer_and_the_next_one_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(patience, "BUSY_LIMIT", 1.0)
+    started: list[int] = []
+
+    def popen(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        """The first process is one that loops; those after it are as they should be."""
+        if how == "loops" and not started:
+            at = command.index("agent.engine.worker")
+            command = [sys.executable, "-m", "tests.looping_worker", *command[at + 1 :]]
+        process = subprocess.Popen(command, **options)
+        started.append(process.pid)
+        return process
+
+    monkeypatch.setattr(child, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": popen}))
+
+    async def main() -> None:
+        async with box(tmp_path, *tiny(tmp_path, "m")) as here:
+
+            async def cancel_when_it_hangs(scope: trio.CancelScope) -> None:
+                pid = (await here.until("m", "loaded")).pid
+                process = psutil.Process(pid)
+                if how == "sleeps":
+                    process.suspend()
+                else:
+                    before = process.cpu_times().user
+                    while process.cpu_times().user < before + 0.3:
+                        await trio.sleep(0.01)
+                scope.cancel()
+
+            with structlog.testing.capture_logs() as logs, trio.fail_after(LIMIT):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(cancel_when_it_hangs, nursery.cancel_scope)
+                    await here.run("m", 10_000)
+                while not [line for line in logs if line["event"] == "engine.child_hung"]:
+                    await trio.sleep(0.01)
+            assert await here.run("m") > 0
+            assert len(started) == 2
+            assert not psutil.pid_exists(started[0])
 
     trio.run(main)
 
