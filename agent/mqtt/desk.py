@@ -350,12 +350,15 @@ class JobDesk:
             # It is sent all the same; should the box end before that, the job runs again.
             self._counts.note("journal_failed")
             entry.seq = 0
+            work.unfinished = True
         entry.gone = lambda why: self._said(work)
         self._client.send(entry)
 
     def _said(self, work: Work) -> None:
         """The broker has the answer: a request that the journal could not keep is acknowledged now."""
         work.said = True
+        if work.unfinished:
+            self._journal.drop(work.row.id)
         if work.unwritten:
             work.settle()
 

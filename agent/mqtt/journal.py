@@ -35,6 +35,8 @@ MAX_KEPT: Final = 2000
 MAX_KEPT_BYTES: Final = 16 * 1024 * 1024
 #: Changes that are committed together.
 _BATCH: Final = 256
+#: Changes that are kept for when the disk takes something again.
+_MOST_AGAIN: Final = 10_000
 #: Commits between two looks for answers that are too old.
 _TIDY: Final = 64
 
@@ -111,6 +113,8 @@ class Journal:
         self._wall = wall
         self._connection: sqlite3.Connection | None = None
         self._waiting: list[Change] = []
+        #: What could not be written and is to be with the next that can.
+        self._again: list[Change] = []
         #: What is committed and is to be synced, and SQLite's log, in which it is.
         self._unsynced: list[Change] = []
         self._unsynced_more = trio.Event()
@@ -206,11 +210,11 @@ class Journal:
     def sent(self, entry: Entry) -> None:
         """The broker has it, or it is not to be sent any more."""
         if entry.seq:
-            self._put(("delete from outbox where seq = ?", (entry.seq,)))
+            self._put(("delete from outbox where seq = ?", (entry.seq,)), again=True)
 
     def drop(self, job: str) -> None:
-        """The job is another box's."""
-        self._put(("delete from jobs where id = ?", (job,)))
+        """The job is another box's, or was answered and could not be finished here."""
+        self._put(("delete from jobs where id = ?", (job,)), again=True)
 
     def remember(self, key: str, value: str) -> None:
         """Keep a text for the next start."""
@@ -222,8 +226,8 @@ class Journal:
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
-    def _put(self, *statements: _Statement, sync: bool = False) -> Change:
-        change = Change(statements, sync)
+    def _put(self, *statements: _Statement, sync: bool = False, again: bool = False) -> Change:
+        change = Change(statements, sync, again)
         self._waiting.append(change)
         self._more.set()
         return change
@@ -240,6 +244,8 @@ class Journal:
                         await self._commit()
         finally:
             while self._waiting:
+                await self._commit()
+            if self._again:
                 await self._commit()
             await self._sync()
 
@@ -271,7 +277,7 @@ class Journal:
         return ""
 
     async def _commit(self) -> None:
-        batch, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
+        batch, self._waiting = [*self._again, *self._waiting[:_BATCH]], self._waiting[_BATCH:]
         self._commits += 1
         with trio.CancelScope(shield=True):
             # A thread is not begun in a scope that is cancelled, and the batch would be lost.
@@ -279,6 +285,7 @@ class Journal:
         if problem != self.problem:
             log.warning("mqtt.journal", problem=problem or "it can be written again")
         self.problem = problem
+        self._again = [change for change in batch if change.again][-_MOST_AGAIN:] if problem else []
         for change in batch:
             change.problem = problem
             change.done.set()
@@ -319,10 +326,12 @@ class Journal:
 
 
 class Change:
-    """What is to be written together, and whether it has been."""
+    """What is to be written together, and whether it has been; `again` is for what nobody waits for and must not be
+    lost: what was answered would be answered once more at the next start."""
 
-    def __init__(self, statements: Sequence[_Statement], sync: bool) -> None:
+    def __init__(self, statements: Sequence[_Statement], sync: bool, again: bool) -> None:
         self.statements = statements
+        self.again = again
         self.wants_sync = sync
         self.done = trio.Event()
         self.synced = trio.Event()

@@ -34,6 +34,8 @@ class Work:
     ours: bool = False
     #: Whether the journal cannot be written, or synced; the broker keeps the request until it is answered.
     unwritten: bool = False
+    #: Whether the answer could not be written down.
+    unfinished: bool = False
     #: Whether the broker has the answer.
     said: bool = False
     #: Whether another box seems to have the job, and whether it has.

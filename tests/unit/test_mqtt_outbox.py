@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
+import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.mqtt.journal import FOLDER, JobRow, Journal
+from agent.mqtt.journal import FOLDER, JobRow, Journal, JournalError
 from agent.mqtt.outbox import RANKS, Entry, Outbox
 
 PRIORITIES = st.lists(st.sampled_from(RANKS), max_size=30)
@@ -128,3 +130,32 @@ def test_a_journal_that_cannot_be_read_is_set_aside(tmp_path: Path) -> None:
     assert opened.jobs == []
     assert opened.set_aside is not None
     assert opened.set_aside.exists()
+
+
+def test_what_is_over_is_taken_out_once_the_disk_takes_something_again(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.open()
+    answer = Entry("r/1", b"{}")
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(journal.run)
+            await journal.synced(journal.take(row("a")))
+            await journal.synced(journal.take(row("b")))
+            await journal.finish("a", answer)
+            other = sqlite3.connect(tmp_path / FOLDER / "journal.db", isolation_level=None)
+            other.execute("begin exclusive")
+            assert journal._connection is not None
+            journal._connection.execute("pragma busy_timeout = 1")
+            journal.sent(answer)
+            journal.drop("b")
+            with pytest.raises(JournalError):
+                await journal.written(journal.take(row("c")))
+            other.execute("rollback")
+            other.close()
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+    journal.close()
+    opened = Journal(tmp_path).open()
+    assert (opened.outbox, [job.id for job in opened.jobs]) == ([], ["a"])
