@@ -146,6 +146,8 @@ DEFS = {"node": {"type": "object", "properties": {"v": {"type": "integer"}, "nex
     [
         ({"$ref": "#/$defs/node", "$defs": DEFS},
          ['{"v": 1, "next": {"v": 2, "next": null}}'], ['{"v": 1}', "{}"]),
+        ({"allOf": [{"$ref": "#/$defs/b"}, {"$ref": "#/$defs/a"}],
+          "$defs": {"a": {"enum": [1, 2]}, "b": {"$ref": "#/$defs/a"}}}, ["1", "2"], ["3"]),
         ({"allOf": [{"$ref": "#/$defs/a"}, {"required": ["x"]}],
           "$defs": {"a": {"properties": {"x": {"type": "null"}}}}},
          ['{"x": null}'], ["{}", '{"x": 1}']),

@@ -160,6 +160,7 @@ class _Converter:
         if not isinstance(parts, list) or not parts:
             raise self._problem("allOf is a list of at least one schema", f"{where}/allOf")
         merged = {key: value for key, value in schema.items() if key in ASSERTIONS and key != "allOf"}
+        followed = direct
         for index, part in enumerate(parts):
             at = f"{where}/allOf/{index}"
             plain = self._plain(part, at)
@@ -176,8 +177,8 @@ class _Converter:
                 self._refuse(target, at)
                 plain = self._merge(target, rest, at) if rest else target
             merged = self._merge(merged, plain, at)
-            direct = (*direct, *seen[len(direct) :])
-        return self._rule(merged, where, depth + 1, direct)
+            followed = (*followed, *seen[len(direct) :])
+        return self._rule(merged, where, depth + 1, followed)
 
     def _any_of(self, key: str, schema: dict[str, Any], where: str, depth: int, direct: tuple[str, ...]) -> str:
         options = schema[key]
