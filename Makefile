@@ -1,7 +1,7 @@
 # Shoal's commands. `make` alone prints them.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test mutants lint types contracts check behaviours sim sim-routing bench bench-engine bench-delegation bench-mqtt soak-mqtt bench-transfer soak fuzz clean distclean
+.PHONY: help demo test mutants lint types contracts check behaviours sim sim-routing bench bench-engine bench-delegation bench-mqtt soak-mqtt bench-transfer soak soak-engine images test-containers fuzz clean distclean
 
 # Keep CPython the only thing chosen from outside: make PYTHON=python3.12 test
 export PYTHON
@@ -9,6 +9,7 @@ BIN := .venv/bin
 DEMO := scripts/bootstrap demo
 DEV := scripts/bootstrap dev
 ARGS ?=
+NODES ?= 25
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -85,9 +86,30 @@ soak-mqtt: ## a flood of 5,000 requests over MQTT, each answered or refused once
 	@$(DEV)
 	SHOAL_SOAK_MQTT=$${SHOAL_SOAK_MQTT:-5000} $(BIN)/python -m pytest -s tests/integration/test_mqtt_jobs.py tests/integration/test_demo.py -k 'flood or mqtt_does' $(ARGS)
 
-soak: ## 2,000 jobs of every kind on the engine: each gets its end, nothing is left (SHOAL_SOAK_SEED=7 for others)
+soak-engine: ## 2,000 jobs of every kind on the engine: each gets its end, nothing is left (SHOAL_SOAK_SEED=7 for others)
 	@$(DEV)
 	SHOAL_SOAK=$${SHOAL_SOAK:-2000} $(BIN)/python -m pytest -s tests/integration/test_engine_soak.py $(ARGS)
+
+# The base images come from a registry, or, where none is reached, from Debian's packages.
+images: ## build the container images shoal-agent, shoal-slim and shoal-demo (Docker is installed where root may do that)
+	@docker/get-docker
+	@docker/build
+
+test-containers: ## tests of the shipped images with the real model: faults, partitions, rolling restarts, compose
+	@$(DEV)
+	@$(BIN)/python -c 'import testcontainers' 2>/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[containers]'
+	@if docker/get-docker; then \
+		docker/build && echo '$(BIN)/python -m pytest -n 0 tests/containers $(ARGS)' && $(BIN)/python -m pytest -n 0 tests/containers $(ARGS); \
+	else \
+		echo '== the container tests are SKIPPED: no Docker here, for the reason above' >&2; [ "$$CI" != true ]; \
+	fi
+
+soak: ## a fleet of containers for five minutes: time to converge, failed requests, memory and CPU of each (NODES=25)
+	@$(DEV)
+	@$(BIN)/python -c 'import testcontainers' 2>/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[containers]'
+	@docker/get-docker
+	@docker/build
+	$(BIN)/python -m tests.containers.soak --nodes $(NODES) $(ARGS)
 
 fuzz: ## fuzz every decoder, about 3 minutes in all (FUZZ_SECONDS or FUZZ_RUNS of each, ARGS="TARGET..." for some)
 	@$(DEV)

@@ -239,7 +239,8 @@ class Holding:
                 elif self.identity.facts is None:
                     self._fail(self.identity.error)
                 elif importlib.util.find_spec("llama_cpp") is None or importlib.util.find_spec("jinja2") is None:
-                    self._fail("this box has no engine", remedy="install it with: pip install 'shoal[engine]'")
+                    remedy = "install it with: pip install 'shoal[engine]'; in a container, run the image shoal-agent"
+                    self._fail("this box has no engine", remedy=remedy)
                     await trio.sleep_forever()
                 elif (until := self._quarantine.until(self.identity.hash, trio.current_time())) is not None:
                     self._fail_crashed(until)

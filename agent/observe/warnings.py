@@ -45,7 +45,8 @@ def _models(facts: Facts) -> Iterator[Warning]:
             "error",
             "this box cannot run its models",
             f"llama.cpp is not installed, and {', '.join(model.name for model in facts.models)} need it",
-            "run: pip install 'shoal[engine]', or take the models out of the configuration",
+            "run: pip install 'shoal[engine]', or in a container the image shoal-agent; or take the models out of the"
+            " configuration",
         )
         return
     for model in facts.models:

@@ -1,6 +1,6 @@
 """Hundreds of jobs of every kind at once: each gets its end, and the engine is afterwards as it was before.
 
-SHOAL_SOAK is how many (60), SHOAL_SOAK_SEED what they are (1); `make soak` runs 2,000.
+SHOAL_SOAK is how many (60), SHOAL_SOAK_SEED what they are (1); `make soak-engine` runs 2,000.
 """
 
 from __future__ import annotations
