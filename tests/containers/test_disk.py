@@ -22,6 +22,11 @@ def moved(box: Box) -> int:
     return int((fetched[0].get("progress") or {}).get("bytes", 0)) if fetched else 0
 
 
+def listed(box: Box) -> bool:
+    """Whether a box has the fleet's list of models, and the model is in it."""
+    return box.status("/v1/fleet/boxes") == 200 and MODEL in str(box.get("/v1/fleet/models")["models"])
+
+
 def serves_itself(box: Box) -> bool:
     answer = httpx.post(
         f"{box.url}/v1/chat/completions",
@@ -46,10 +51,13 @@ def test_a_disk_that_fills_up_during_a_transfer_costs_neither_the_agent_nor_the_
     )
     config = {"transfer": {"upload_rate": 6 * MIB}}
     with boxes(network, ["jetson-21"], holders=["jetson-21"], fleet=fleet, config=config) as (jetson,):
-        added = jetson.shoal("models", "add", f"/models/{model_path().name}", "--name", MODEL)
-        assert added["size_bytes"] == size
         token = fleet.invite(f"/dns4/{jetson.alias}/tcp/4210/p2p/{jetson.peer_id}")
         jetson.offer(token.op)
+        # The admin's own key, from here on: its next op is numbered after what the document has.
+        jetson.run("sh", "-c", f"umask 077 && echo {fleet.admin.seed.hex()} >/var/lib/shoal/admin.key")
+        source = f"/models/{model_path().name}"
+        added = jetson.shoal("models", "add", source, "--name", MODEL, "--admin-key", "/var/lib/shoal/admin.key")
+        assert added["size_bytes"] == size
         till = Box(
             "till-21",
             network,
@@ -62,7 +70,7 @@ def test_a_disk_that_fills_up_during_a_transfer_costs_neither_the_agent_nor_the_
             with timed("a new box, to a member by its token"):
                 till.start().ready()
                 eventually(lambda: "jetson-21" in till.connected(), "the new box has joined")
-            eventually(till.knows_model, "it knows the model")
+            eventually(lambda: listed(till), "it has learnt of the fleet's models")
             till.post("/v1/fleet/models/pull", {"model": MODEL})
             eventually(lambda: moved(till) > size // 10, "the transfer is under way")
             till.raw.exec_run(["sh", "-c", "cat /dev/zero >/var/lib/shoal/ballast"])  # until there is no room
