@@ -51,7 +51,7 @@ class Batcher:
         self._order = 0
         self._held = False
         self._steps = self._tokens = self._reused = self._yielded = self._aborted = 0
-        self._build = self._decode = self._sample_time = 0.0
+        self._admit = self._build = self._decode = self._sample_time = 0.0
 
     @property
     def busy(self) -> bool:
@@ -84,6 +84,8 @@ class Batcher:
         self._let_in()
         if self._running:
             self._keeping.step_aside()
+        let_in = time.perf_counter()
+        self._admit += let_in - began
         slices = self._fitting()
         if not slices:
             return
@@ -91,7 +93,7 @@ class Batcher:
         if not self._inbox.begin_step(ids):
             return
         built = time.perf_counter()
-        self._build += built - began
+        self._build += built - let_in
         try:
             where = self._context.decode(slices)
         except (AbortedError, NoRoomError, EngineError) as error:
@@ -132,6 +134,7 @@ class Batcher:
             reused=self._reused,
             yielded=self._yielded,
             aborted=self._aborted,
+            admit_us=round(self._admit * 1e6),
             build_us=round(self._build * 1e6),
             decode_us=round(self._decode * 1e6),
             sample_us=round(self._sample_time * 1e6),

@@ -27,6 +27,8 @@ FLASH: Final = {
     "off": ll.LLAMA_FLASH_ATTN_TYPE_DISABLED,
 }
 
+_BYTES: Final = ctypes.POINTER(ctypes.c_uint8)
+
 _NO_ROOM: Final = 1
 _ABORTED: Final = 2
 
@@ -149,17 +151,16 @@ class Context:
         """Bytes of the memory of one sequence."""
         return int(ll.llama_state_seq_get_size(self.handle, seq))
 
-    def state(self, seq: int) -> bytes:
+    def state(self, seq: int) -> memoryview:
         """The memory of one sequence, for `restore`."""
-        size = self.state_size(seq)
-        buffer = (ctypes.c_uint8 * size)()
-        written = ll.llama_state_seq_get_data(self.handle, buffer, size, seq)
-        return bytes(memoryview(buffer)[:written])
+        buffer = np.empty(self.state_size(seq), dtype=np.uint8)
+        written = ll.llama_state_seq_get_data(self.handle, buffer.ctypes.data_as(_BYTES), len(buffer), seq)
+        return buffer[:written].data
 
-    def restore(self, seq: int, state: bytes) -> bool:
+    def restore(self, seq: int, state: bytes | memoryview) -> bool:
         """Give an empty sequence the memory of `state`; False where there is no room, or it is of another model."""
-        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        return bool(ll.llama_state_seq_set_data(self.handle, buffer, len(state), seq))
+        buffer = np.frombuffer(state, dtype=np.uint8)
+        return bool(ll.llama_state_seq_set_data(self.handle, buffer.ctypes.data_as(_BYTES), len(buffer), seq))
 
     # --- cancelling -------------------------------------------------------------------------------------------------
 

@@ -152,7 +152,7 @@ class Keeping:
         sequence.seq = seq
         self._cut(sequence, found.length, of=len(parked.tokens))
 
-    def _put_back(self, tokens: Sequence[int], state: bytes) -> int | None:
+    def _put_back(self, tokens: Sequence[int], state: bytes | memoryview) -> int | None:
         """Give a number and cells to what is kept elsewhere; None where there is no room, or llama.cpp refuses it."""
         if not self.make_room(len(tokens)) or not self._number():
             return None
@@ -271,7 +271,7 @@ class Keeping:
             self._save(parked.owner, parked.session, parked.tokens, parked.state)
         self._note_resident(parked.owner, parked.session, here=False)
 
-    def _save(self, owner: str, session: str, tokens: Sequence[int], state: bytes) -> None:
+    def _save(self, owner: str, session: str, tokens: Sequence[int], state: bytes | memoryview) -> None:
         if self._sessions is not None:
             self._sessions.save(owner, session, tokens, state)
 

@@ -23,7 +23,7 @@ class Parked:
     owner: str
     tokens: Sequence[int]
     session: str
-    state: bytes
+    state: bytes | memoryview
     unsaved: bool = False
 
 

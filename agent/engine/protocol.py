@@ -231,8 +231,9 @@ class Statistics:
 
     `reused` are tokens of prompts that were not decoded, `yielded` sequences that had to make room, `aborted` steps
     that a cancel ended. `cells_used` counts those of sequences that run and of those that are over and kept,
-    `cells_kept` the latter. Times are microseconds: `build_us` of choosing and building steps, `decode_us` in
-    llama.cpp, `sample_us` of choosing tokens and telling them.
+    `cells_kept` the latter. Times are microseconds: `admit_us` of letting requests in and parking what is over,
+    `build_us` of choosing and building steps, `decode_us` in llama.cpp, `sample_us` of choosing tokens and telling
+    them.
     """
 
     id: int
@@ -247,6 +248,7 @@ class Statistics:
     reused: int
     yielded: int
     aborted: int
+    admit_us: int
     build_us: int
     decode_us: int
     sample_us: int

@@ -38,7 +38,7 @@ class Saved:
     """A conversation as it was saved: its tokens, and the memory that llama.cpp had of them."""
 
     tokens: Sequence[int]
-    state: bytes
+    state: bytes | memoryview
 
 
 class Sessions:
@@ -88,7 +88,7 @@ class Sessions:
             path.unlink(missing_ok=True)
         return saved
 
-    def save(self, owner: str, session: str, tokens: Sequence[int], state: bytes) -> None:
+    def save(self, owner: str, session: str, tokens: Sequence[int], state: bytes | memoryview) -> None:
         """Write a conversation soon; dropped where it is too large, or others wait to be written."""
         if len(state) <= self._budget * _SHARE:
             with contextlib.suppress(queue.Full):

@@ -133,5 +133,6 @@ async def building(box: EngineBox) -> list[Figure]:
     each = found.build_us / found.steps
     return [
         at_most("choosing and building a step (us)", 50, each, [each]),
+        noted("letting in, and parking others, a step (us)", [found.admit_us / found.steps]),
         noted("choosing tokens and telling them, a token (us)", [found.sample_us / max(1, found.tokens)]),
     ]
