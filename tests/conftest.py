@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import sys
+from collections.abc import Iterator
 
 import pytest
+
+from tests import preloaded
 
 # A run that a shell started in the background ignores Ctrl-C, and so would every process it starts, for ever: a process
 # that handles it starts others that do not ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Every agent, every command and every worker of pytest would compile the whole source anew: a second of each agent's
+# start, and half of the time that pytest takes to collect the tests. The compiled files are left out of git.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+preloaded.in_use = True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Collect the tests without collecting garbage: what they are made of stays to the end, and there is much of it."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    """No process outlives the tests."""
+    preloaded.end()
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

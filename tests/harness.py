@@ -13,7 +13,6 @@ import secrets
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +33,7 @@ from fleet.document.op import Kind, Op, write_op
 from fleet.document.store import OpStore
 from fleet.identity.genesis import Genesis
 from fleet.identity.keys import Identity, public_key_from_peer_id
+from tests import preloaded
 
 START_LIMIT = 90.0
 
@@ -150,7 +150,7 @@ class Agent:
         self.raw: list[str] = []
         self._env = dict(env)
         self._events: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        self._process: subprocess.Popen[str] | None = None
+        self._process: preloaded.Process | None = None
         self._reader: threading.Thread | None = None
         folder.mkdir(parents=True, exist_ok=True)
         whole: dict[str, Any] = {
@@ -178,8 +178,8 @@ class Agent:
         self.wait_line("agent.ready")
         return self
 
-    def spawn(self) -> None:
-        """Start the process without waiting."""
+    def spawn(self, *, fresh: bool = False) -> None:
+        """Start the process without waiting; in an interpreter of its own where `fresh`."""
         env = {
             **os.environ,
             "SHOAL_IDENTITY_SEED": seed_of(self.name).hex(),
@@ -188,17 +188,11 @@ class Agent:
             **self._env,
         }
         self._events = queue.Queue()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "agent.cli.main", "run", "--config", str(self.config_file)],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-            env=env,
-        )
+        self._process = preloaded.start(["run", "--config", str(self.config_file)], env, fresh=fresh)
         self._reader = threading.Thread(target=self._read, args=(self._process, self._events), daemon=True)
         self._reader.start()
 
-    def _read(self, process: subprocess.Popen[str], events: queue.Queue[dict[str, Any] | None]) -> None:
+    def _read(self, process: preloaded.Process, events: queue.Queue[dict[str, Any] | None]) -> None:
         assert process.stderr is not None
         for line in process.stderr:
             self.raw.append(line)
@@ -307,10 +301,12 @@ def agents(
     connect: bool = True,
     members: Sequence[str] | None = None,
     env: Mapping[str, str] | None = None,
+    fresh: bool = False,
 ) -> Iterator[list[Agent]]:
     """Start agents that are all members of one fleet (and, with `connect`, dial one another); end them afterwards.
 
-    `boxes` maps names to extra configuration. With `members`, only these are members of the fleet.
+    `boxes` maps names to extra configuration. With `members`, only these are members of the fleet. Each is an
+    interpreter of its own where `fresh`, as users start them; tests of the start and of the end want that.
     """
     fleet = Fleet()
     made = [Agent(tmp_path / name, name, config, env or {}, fleet) for name, config in boxes.items()]
@@ -321,7 +317,7 @@ def agents(
             _found(box, certificates)
             if connect:
                 box.dial(*others)
-            box.spawn()
+            box.spawn(fresh=fresh)
         for box in made:
             box.wait_line("agent.ready")
         yield made

@@ -1,7 +1,12 @@
-"""Writes ops to a store without end and says, on standard output, which are on disk. To be killed."""
+"""Writes ops to a store without end and says, on standard output, which are on disk. To be killed.
+
+One writer is forked for each line on standard input, for its imports take longer than it lives. It first says its pid;
+`ended` follows the last that was heard of it.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -32,4 +37,16 @@ async def write(folder: Path) -> None:
         sys.stdout.flush()
 
 
-trio.run(write, Path(sys.argv[1]))
+def main() -> None:
+    for _ in sys.stdin:
+        writer = os.fork()
+        if writer == 0:
+            sys.stdout.write(f"{os.getpid()}\n")
+            sys.stdout.flush()
+            trio.run(write, Path(sys.argv[1]))
+        os.waitpid(writer, 0)
+        sys.stdout.write("ended\n")
+        sys.stdout.flush()
+
+
+main()

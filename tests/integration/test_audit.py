@@ -18,6 +18,7 @@ import pytest
 import trio
 
 from agent.jobs.repeats import ONE_BY_ONE
+from tests.command import Ended, run_shoal
 from tests.harness import Agent, agents, holding_smollm2, peer_id_of
 from tests.integration.test_forwarding import MODEL, Stream, ask, borrowable, jobs_running, streaming, wait_until
 from tests.peer import peer
@@ -53,9 +54,8 @@ def both(pair: list[Agent], job: str) -> list[dict[str, Any]]:
     return [lines[0] for lines in found]
 
 
-def shoal(box: Agent, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "agent.cli.main", *arguments, "--url", box.url]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+def shoal(box: Agent, *arguments: str) -> Ended:
+    return run_shoal([*arguments, "--url", box.url])
 
 
 @pytest.mark.model
@@ -131,12 +131,12 @@ def test_the_trail_is_listed_followed_and_counted(pair: list[Agent]) -> None:
     job = ask(sensor, max_tokens=4).headers["x-shoal-job"]
     both(pair, job)
     as_json = shoal(sensor, "audit", "--job", job, "-o", "json")
-    assert as_json.returncode == 0, as_json.stderr
-    assert json.loads(as_json.stdout)["peer_name"] == "jetson-1"
-    rows = list(csv.DictReader(io.StringIO(shoal(jetson, "audit", "--peer", "sensor-1", "-o", "csv").stdout)))
+    assert as_json.code == 0, as_json.err
+    assert json.loads(as_json.out)["peer_name"] == "jetson-1"
+    rows = list(csv.DictReader(io.StringIO(shoal(jetson, "audit", "--peer", "sensor-1", "-o", "csv").out)))
     assert rows[-1]["job"] == job
     assert {row["role"] for row in rows} == {"lender"}
-    text = shoal(sensor, "audit", "--since", "1h", "--outcome", "ok").stdout
+    text = shoal(sensor, "audit", "--since", "1h", "--outcome", "ok").out
     assert job in text
     assert "at jetson-1" in text
     wrong = httpx.get(f"{sensor.url}/v1/audit", params={"since": "tomorrow"}, timeout=10)
@@ -222,4 +222,4 @@ def test_a_trail_that_cannot_be_written_is_a_warning_with_its_remedy(tmp_path: P
         facts = httpx.get(f"{till.url}/v1/fleet/self", timeout=10).json()
         (warning,) = [one for one in facts["warnings"] if one["code"] == "audit_unwritten"]
         assert "File exists" in warning["text"]
-        assert "free space" in shoal(till, "doctor").stdout
+        assert "free space" in shoal(till, "doctor").out

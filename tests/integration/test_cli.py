@@ -21,6 +21,7 @@ import pytest
 
 from agent.config_file import load
 from fleet.identity.keys import public_key_from_peer_id
+from tests.command import run_shoal
 from tests.harness import agents, free_port
 
 # The tables of answers are easier to read unbroken; the names of an HTTP handler's methods are http.server's.
@@ -147,7 +148,14 @@ def environment(url: str | None = None, **more: str) -> dict[str, str]:
 
 
 def shoal(*args: str, url: str | None = None, cwd: Path | None = None, stdin: str = "", **env: str) -> Done:
-    """Run the command; whatever happens, it must not end in a traceback."""
+    """Run the command in this process; whatever happens, it must not end in a traceback."""
+    done = run_shoal(args, stdin=stdin.encode("utf-8", "surrogateescape"), env=environment(url, **env), folder=cwd)
+    assert "Traceback" not in done.err, done.err
+    return Done(done.code, done.out, done.err)
+
+
+def process(*args: str, url: str | None = None, cwd: Path | None = None, stdin: str = "", **env: str) -> Done:
+    """Run the command as a user does, in a process of its own; it must not end in a traceback."""
     done = subprocess.run(
         [sys.executable, "-m", "agent.cli.main", *args],
         input=stdin.encode("utf-8", "surrogateescape"),
@@ -236,8 +244,8 @@ def test_b29_a_seed_that_others_can_read_is_refused_with_the_command(tmp_path: P
     shoal("init", cwd=tmp_path)
     seed = tmp_path / "shoal/state/identity.seed"
     seed.chmod(0o644)
-    for command in ("id", "run"):
-        done = shoal(command, cwd=tmp_path)
+    for name in ("id", "run"):
+        done = shoal(name, cwd=tmp_path)
         assert done.code == 2
         assert f"chmod 600 {seed}" in done.err
 
@@ -259,7 +267,7 @@ def test_run_with_a_typo_in_the_configuration_names_it(tmp_path: Path, form: str
 
 def test_version_names_what_it_stands_on() -> None:
     assert shoal("version").out.startswith("shoal ")
-    assert set(shoal("version", "-o", "json").json) == {"shoal", "python", "libp2p", "llama-cpp-python"}
+    assert set(process("version", "-o", "json").json) == {"shoal", "python", "libp2p", "llama-cpp-python"}
 
 
 @pytest.mark.parametrize("args", [("nonsense",), ("chat",), ("peers", "--bad"), ("chat", "x", "--offload", "maybe"), ("peers", "-o", "xml")])  # fmt: skip
@@ -324,7 +332,7 @@ def test_chat_streams_the_answer_and_says_who_gave_it(well: Scripted) -> None:
 
 
 def test_chat_as_json_is_one_object(well: Scripted) -> None:
-    done = shoal("chat", "-", "--model", "smol", "--offload", "require", "-o", "json", url=well.url, stdin="häi\n")
+    done = process("chat", "-", "--model", "smol", "--offload", "require", "-o", "json", url=well.url, stdin="häi\n")
     assert (done.code, done.err) == (0, "")
     answer = done.json
     assert answer.pop("ttft_ms") > 0
@@ -466,21 +474,21 @@ def test_an_error_of_the_agent_has_its_exit_code(answer: tuple[int, Any], exit_c
     assert told.err.startswith("shoal: ")
 
 
-@pytest.mark.parametrize("command", [("peers",), ("models",), ("chat", "hi"), ("doctor",)])
-def test_without_an_agent_the_command_to_start_one_is_named(command: tuple[str, ...], tmp_path: Path) -> None:
-    done = shoal(*command, url=f"http://127.0.0.1:{free_port()}", cwd=tmp_path)
+@pytest.mark.parametrize("args", [("peers",), ("models",), ("chat", "hi"), ("doctor",)])
+def test_without_an_agent_the_command_to_start_one_is_named(args: tuple[str, ...], tmp_path: Path) -> None:
+    done = shoal(*args, url=f"http://127.0.0.1:{free_port()}", cwd=tmp_path)
     assert done.code == 3
     assert "shoal run --config FILE" in done.out + done.err
-    as_json = shoal(*command, "-o", "json", url=f"http://127.0.0.1:{free_port()}", cwd=tmp_path)
+    as_json = shoal(*args, "-o", "json", url=f"http://127.0.0.1:{free_port()}", cwd=tmp_path)
     assert as_json.code == 3
     assert "agent_unreachable" in json.dumps(as_json.json)
 
 
-@pytest.mark.parametrize("command", ["peers", "models", "doctor"])
+@pytest.mark.parametrize("name", ["peers", "models", "doctor"])
 @pytest.mark.parametrize("answer", [(200, {}), (200, {"peers": 5, "data": [5], "warnings": [5]}), (200, (b"x" * 100,)), (200, ()), (200, [])])  # fmt: skip
-def test_whatever_else_lives_at_the_url_is_no_crash(command: str, answer: tuple[int, Any], tmp_path: Path) -> None:
+def test_whatever_else_lives_at_the_url_is_no_crash(name: str, answer: tuple[int, Any], tmp_path: Path) -> None:
     with scripted(dict.fromkeys(("/v1/fleet/peers", "/v1/models", "/v1/fleet/self"), answer)) as script:
-        done = shoal(command, url=script.url, cwd=tmp_path)
+        done = shoal(name, url=script.url, cwd=tmp_path)
     assert done.code == 1
     assert "no agent of this version" in done.out + done.err
 
@@ -517,8 +525,8 @@ def test_what_peers_and_models_say_cannot_steer_the_terminal() -> None:
         "/v1/fleet/self": (200, {**SELF, "name": evil, "warnings": [warning("error", evil)]}),
     }
     with scripted(answers) as script:
-        for command in (("peers",), ("chat", "hi"), ("doctor",)):
-            done = shoal(*command, url=script.url)
+        for args in (("peers",), ("chat", "hi"), ("doctor",)):
+            done = shoal(*args, url=script.url)
             assert not {"\x1b", "\x9b", "\r"} & set(done.out + done.err)
             assert "\\x1b[2J" in done.out + done.err
 
@@ -544,7 +552,7 @@ def test_a_terminal_that_lacks_a_letter_gets_the_rest() -> None:
     with scripted({"/v1/chat/completions": (200, answer)}) as script:
         for encoding in ("ascii", "iso8859-15", "utf-8"):
             for form in ("text", "json"):
-                done = shoal("chat", "hi", "-o", form, url=script.url, PYTHONIOENCODING=encoding, PYTHONUTF8="0")
+                done = process("chat", "hi", "-o", form, url=script.url, PYTHONIOENCODING=encoding, PYTHONUTF8="0")
                 assert done.code == 0
                 assert " c" in done.out
 
@@ -627,18 +635,18 @@ def test_doctor_asks_the_agent_that_the_configuration_describes(tmp_path: Path) 
 
 def test_the_commands_agree_with_a_real_agent(tmp_path: Path) -> None:
     boxes: dict[str, dict[str, Any]] = {"sensor-1": {}, "pos-1": {}}
-    with agents(tmp_path, boxes) as (sensor, pos):
+    with agents(tmp_path, boxes, fresh=True) as (sensor, pos):
         sensor.wait_line("link.up")
-        listed = shoal("peers", "-o", "json", url=sensor.url).json["peers"]
+        listed = process("peers", "-o", "json", url=sensor.url).json["peers"]
         assert [(peer["name"], peer["peer_id"], peer["state"]) for peer in listed] == [
             ("pos-1", pos.peer_id, "connected")
         ]
-        assert "pos-1" in shoal("peers", url=sensor.url).out
-        assert shoal("models", "-o", "json", url=sensor.url).json == {"models": []}
-        asked = shoal("chat", "hi", "--model", "none", "-o", "json", url=sensor.url)
+        assert "pos-1" in process("peers", url=sensor.url).out
+        assert process("models", "-o", "json", url=sensor.url).json == {"models": []}
+        asked = process("chat", "hi", "--model", "none", "-o", "json", url=sensor.url)
         assert asked.code != 0
         assert asked.json["error"]["code"] in ("model_not_found", "no_capable_peer")
-        doctor = shoal("doctor", "-o", "json", url=sensor.url, cwd=tmp_path)
+        doctor = process("doctor", "-o", "json", url=sensor.url, cwd=tmp_path)
         assert doctor.code == 0
         assert doctor.json["agent"]["name"] == "sensor-1"
         assert [found["code"] for found in doctor.json["warnings"]] == ["loopback_only"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import pty
@@ -20,14 +18,13 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 
-from agent.cli.main import main
 from fleet.document.bundle import write_bundle
 from fleet.document.invites import read_token
 from fleet.identity.keys import public_key_from_peer_id
+from tests.command import run_shoal
 from tests.harness import Agent, Fleet, free_port, peer_id_of, seed_of
 
 LIMIT = 60.0
@@ -131,22 +128,8 @@ class Shoal:
 
 
 def in_this_process(args: Sequence[str], stdin: str, env: Mapping[str, str], folder: Path) -> Done:
-    streams = [io.TextIOWrapper(io.BytesIO(stdin.encode()), "utf-8")]
-    streams += [io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2)]
-    code = 0
-    with (
-        mock.patch.multiple(sys, argv=["shoal", *args], stdin=streams[0], stdout=streams[1], stderr=streams[2]),
-        mock.patch.dict(os.environ, env, clear=True),
-        contextlib.chdir(folder),
-    ):
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        for stream in streams[1:]:
-            stream.flush()
-    out, err = (stream.buffer.getvalue().decode() for stream in streams[1:])  # type: ignore[attr-defined]
-    return Done(code, out, err)
+    ended = run_shoal(args, stdin=stdin.encode(), env=env, folder=folder)
+    return Done(ended.code, ended.out, ended.err)
 
 
 def shoal(tmp_path: Path, name: str, keys: Path | None = None, **env: str) -> Shoal:

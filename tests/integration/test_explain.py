@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import trio
 from fleet.errors import RemoteError
 from fleet.net.messages import ModelPresence
 from fleet.net.rpc import IncomingCall
+from tests.command import run_shoal
 from tests.harness import Agent, agents, holding_smollm2, peer_id_of
 from tests.http_agent import ScriptedServices, serving
 from tests.peer import peer
@@ -24,12 +23,9 @@ MODEL = "smollm2-135m-instruct"
 
 
 def explain(url: str, *args: str) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "agent.cli.main", "explain", *args, "--url", url],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert "Traceback" not in done.stderr
-    return done.returncode, done.stdout, done.stderr
+    done = run_shoal(["explain", *args, "--url", url])
+    assert "Traceback" not in done.err
+    return done.code, done.out, done.err
 
 
 def test_a_job_that_is_not_remembered_is_said_so() -> None:

@@ -56,7 +56,7 @@ def ask(box: Agent, **changes: Any) -> httpx.Response:
 
 
 def test_b32_a_new_box_joins_with_a_token_and_every_box_sees_it(tmp_path: Path) -> None:
-    with agents(tmp_path, {"pos-1": {}, "pos-2": {}}) as (one, two):
+    with agents(tmp_path, {"pos-1": {}, "pos-2": {}}, fresh=True) as (one, two):
         token = one.fleet.invite(one.p2p_addr)
         assert states(one.offer(token.op)) == ["new"]
         new = newcomer(tmp_path, "pos-3", token.text(), one.fleet)

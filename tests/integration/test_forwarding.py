@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +16,7 @@ import trio
 
 from fleet.net.messages import NOTIFY_PRESENCE, Presence
 from fleet.net.rpc import IncomingCall
+from tests.command import run_shoal
 from tests.harness import Agent, agents, holding_smollm2, peer_id_of
 from tests.peer import HASH, fake_model, peer
 
@@ -310,12 +309,9 @@ def test_b25_a_refused_key_is_told_to_the_asker_at_once(tmp_path: Path) -> None:
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "refused")
         assert sensor.peer_id in answer.json()["error"]["message"]
         for more in ([], ["--model", MODEL]):
-            chat = subprocess.run(
-                [sys.executable, "-m", "agent.cli.main", "chat", "hi", "--url", sensor.url, *more],
-                capture_output=True, text=True, timeout=60, check=False,
-            )  # fmt: skip
-            assert chat.returncode == 4, chat.stderr
-            assert "key" in chat.stderr
+            chat = run_shoal(["chat", "hi", "--url", sensor.url, *more])
+            assert chat.code == 4, chat.err
+            assert "key" in chat.err
 
 
 def request_body(asker: str, **changes: Any) -> dict[str, Any]:
@@ -356,9 +352,7 @@ def test_b16_b27_what_a_peer_may_not_send(tmp_path: Path) -> None:
             assert events[-1]["type"] == "finished"
 
     with agents(tmp_path, {"jetson-1": holding_smollm2()}) as (box,):
-        box.stop()
         box.allow(peer_id_of("stranger"))
-        box.start()
         trio.run(scenario, box)
 
 
@@ -401,9 +395,7 @@ def test_b22_the_clients_authorization_never_leaves_the_box(tmp_path: Path) -> N
         assert "secret" not in repr(seen)
 
     with agents(tmp_path, {"sensor-1": {}}) as (box,):
-        box.stop()
         box.allow(peer_id_of("provider"))
-        box.start()
         trio.run(scenario, box)
 
 
@@ -439,9 +431,7 @@ def test_b33_a_peer_that_says_nothing_is_asked_no_more_until_it_speaks_again(tmp
 
     routing = {"threshold": 0.0, "max_cpu": 1.0, "max_memory": 1.0, "silent_after": 3.0}
     with agents(tmp_path, {"sensor-1": {"routing": routing}}) as (box,):
-        box.stop()
         box.allow(peer_id_of("quiet"))
-        box.start()
         trio.run(scenario, box)
 
 
@@ -474,15 +464,13 @@ def test_b17_b20_providers_that_die_or_hang_before_their_first_token(tmp_path: P
             assert asked == ["p1", "p2", "p3"]
 
     with agents(tmp_path, {"sensor-1": {"timeouts": {"first_token": 0.5}}}) as (box,):
-        box.stop()
         box.allow(*(peer_id_of(p) for p in ("p1", "p2", "p3", "p4")))
-        box.start()
         trio.run(scenario, box)
 
 
 @pytest.mark.model
 def test_sigterm_drains_and_leaves_no_orphan(tmp_path: Path) -> None:
-    with agents(tmp_path, {"sensor-1": {}, "jetson-1": holding_smollm2()}) as (sensor, jetson):
+    with agents(tmp_path, {"sensor-1": {}, "jetson-1": holding_smollm2()}, fresh=True) as (sensor, jetson):
         wait_until(lambda: MODEL in borrowable(sensor))
         children = children_of(jetson.pid)
         assert len(children) == 1
@@ -566,7 +554,7 @@ def test_b18_a_borrowers_client_is_told_when_the_lender_stops(tmp_path: Path) ->
 
 @pytest.mark.model
 def test_a_killed_agent_leaves_no_orphan(tmp_path: Path) -> None:
-    with agents(tmp_path, {"jetson-1": holding_smollm2()}) as (jetson,):
+    with agents(tmp_path, {"jetson-1": holding_smollm2()}, fresh=True) as (jetson,):
         children = children_of(jetson.pid)
         assert len(children) == 1
         jetson.kill()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.command import run_shoal
 from tests.http_agent import LIMIT, ScriptedServices, serving
 
 PATHS = ("/metrics", "/v1/audit", "/v1/fleet/leaderboard")
@@ -66,8 +65,8 @@ def test_the_leaderboard_is_printed() -> None:
     }
     services = ScriptedServices(board=[box])
     with serving(services) as server:
-        command = [sys.executable, "-m", "agent.cli.main", "leaderboard", "--url", server.url]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    header, row = done.stdout.splitlines()
+        done = run_shoal(["leaderboard", "--url", server.url])
+    assert done.code == 0, done
+    header, row = done.out.splitlines()
     assert header.split()[:4] == ["#", "NAME", "TIER", "POINTS"]
     assert row.startswith("1  jetson-1\\x1b[31m *  silver  123.5")

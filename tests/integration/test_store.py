@@ -6,6 +6,7 @@ import json
 import os
 import random
 import resource
+import signal
 import sqlite3
 import stat
 import subprocess
@@ -24,6 +25,7 @@ from fleet.document.replica import Replica
 from fleet.document.store import OpStore
 from fleet.errors import RefusedOpError, StoreError
 from fleet.identity.keys import Identity
+from tests.command import Ended, run_shoal
 from tests.harness import Fleet, seed_of
 
 KILLS = 50
@@ -40,34 +42,34 @@ def opened(folder: Path) -> tuple[OpStore, Replica]:
 def test_no_acknowledged_op_is_lost_under_50_kills_and_no_commit_is_torn(tmp_path: Path) -> None:
     dice = random.Random(7)
     total = 0
-    for _ in range(KILLS):
-        writer = subprocess.Popen(
-            [sys.executable, "-m", "tests.integration._store_writer", str(tmp_path)], stdout=subprocess.PIPE
-        )
-        assert writer.stdout is not None
-        acknowledged = [int(writer.stdout.readline())]  # it writes by now
-        began = time.monotonic()
-        kill_at = began + dice.uniform(0, 0.05)
-        os.set_blocking(writer.stdout.fileno(), False)
-        rest = b""
-        while time.monotonic() < kill_at:
-            rest += writer.stdout.read() or b""
-        writer.kill()
-        writer.wait()
-        os.set_blocking(writer.stdout.fileno(), True)
-        rest += writer.stdout.read()
-        acknowledged += [int(line) for line in rest.split(b"\n")[:-1]]
-        total += len(acknowledged)
-        store, replica = opened(tmp_path)
-        assert store.check() == []
-        assert replica.ops.highest_seq(BOX.public_key) >= acknowledged[-1]
-        facts = replica.facts_of(BOX.public_key)
-        seqs = sorted(op.seq for op in facts.values())
-        assert len(seqs) == 4
-        assert seqs[-1] - seqs[0] == 3, "one commit is whole or not there"
-        assert len({cbor.encode(cbor.decode(op.body)["name"]) for op in facts.values()}) == 1  # type: ignore[index]
-        store.close()
+    command = [sys.executable, "-m", "tests.integration._store_writer", str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writers:
+        assert writers.stdin is not None
+        assert writers.stdout is not None
+        for _ in range(KILLS):
+            writers.stdin.write("another\n")
+            writers.stdin.flush()
+            writer = int(writers.stdout.readline())
+            acknowledged = [int(writers.stdout.readline())]  # it writes by now
+            time.sleep(dice.uniform(0, 0.05))  # any moment will do: what it has said by then waits in the pipe
+            os.kill(writer, signal.SIGKILL)
+            acknowledged += [int(line) for line in iter(writers.stdout.readline, "ended\n")]
+            total += len(acknowledged)
+            look_at(tmp_path, acknowledged[-1])
     assert total > 2 * KILLS
+
+
+def look_at(folder: Path, acknowledged: int) -> None:
+    """What a writer left: everything that it said was on disk, and each commit whole."""
+    store, replica = opened(folder)
+    assert store.check() == []
+    assert replica.ops.highest_seq(BOX.public_key) >= acknowledged
+    facts = replica.facts_of(BOX.public_key)
+    seqs = sorted(op.seq for op in facts.values())
+    assert len(seqs) == 4
+    assert seqs[-1] - seqs[0] == 3, "one commit is whole or not there"
+    assert len({cbor.encode(cbor.decode(op.body)["name"]) for op in facts.values()}) == 1  # type: ignore[index]
+    store.close()
 
 
 def filled(folder: Path, boxes: int = 50) -> Fleet:
@@ -264,24 +266,21 @@ def test_doctor_repairs_what_is_left_of_a_damaged_document(tmp_path: Path) -> No
     folder.mkdir(parents=True)
     filled(folder)
 
-    def doctor() -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "agent.cli.main", "doctor", "--repair", "-o", "json"]
-        return subprocess.run(
-            [*command, "--config", str(tmp_path / "shoal.yaml")], capture_output=True, text=True, timeout=60
-        )
+    def doctor() -> Ended:
+        return run_shoal(["doctor", "--repair", "-o", "json", "--config", str(tmp_path / "shoal.yaml")])
 
-    sound = json.loads(doctor().stdout)
+    sound = json.loads(doctor().out)
     assert (sound["ops"], sound["members"], sound["problems"], sound["set_aside"]) == (50, 50, [], None)
     path = folder / "document.db"
     whole = bytearray(path.read_bytes())
     whole[5 * 4096 : 6 * 4096] = os.urandom(4096)
     path.write_bytes(whole)
     mended = doctor()
-    assert mended.returncode == 0, mended.stdout + mended.stderr
-    report = json.loads(mended.stdout)
+    assert mended.code == 0, mended.out + mended.err
+    report = json.loads(mended.out)
     assert report["set_aside"] is not None
     assert report["ops"] == report["members"] < 50
-    again = json.loads(doctor().stdout)
+    again = json.loads(doctor().out)
     assert (again["problems"], again["set_aside"], again["ops"]) == ([], None, report["ops"])
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import socket
 import stat
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 
+from tests.command import run_shoal
 from tests.harness import Agent, agents
 from tests.integration.test_forwarding import peers, wait_until
 
@@ -31,14 +30,9 @@ def test_b25_a_refused_box_says_so_on_both_sides_and_gets_in_once_it_is_certifie
         assert sensor.peer_id in warnings_of(sensor)["refused_by_peer"]["remedy"]
         assert sensor.peer_id in warnings_of(jetson)["unknown_key_knocks"]["remedy"]
         assert not any(p["connected"] for p in peers(jetson))
-        doctor = subprocess.run(
-            [sys.executable, "-m", "agent.cli.main", "doctor", "-o", "json", "--url", sensor.url],
-            capture_output=True,
-            text=True,
-            timeout=30,
-        )
-        assert doctor.returncode == 5
-        assert "refused_by_peer" in {w["code"] for w in json.loads(doctor.stdout)["warnings"]}
+        doctor = run_shoal(["doctor", "-o", "json", "--url", sensor.url])
+        assert doctor.code == 5
+        assert "refused_by_peer" in {w["code"] for w in json.loads(doctor.out)["warnings"]}
         jetson.allow(sensor)  # while it runs: nothing is restarted
         wait_until(lambda: [p["state"] for p in peers(sensor)] == ["connected"])
 
@@ -68,7 +62,7 @@ def test_b29_the_state_folder_is_private_and_used_by_one_agent_at_a_time(tmp_pat
 
 
 def test_an_idle_borrow_only_agent_fits_into_120_mb(tmp_path: Path) -> None:
-    with agents(tmp_path, {"sensor-1": {}, "pos-1": {}}) as (sensor, _):
+    with agents(tmp_path, {"sensor-1": {}, "pos-1": {}}, fresh=True) as (sensor, _):
         wait_until(lambda: [p["connected"] for p in peers(sensor)] == [True])
         assert psutil.Process(sensor.pid).memory_info().rss <= 120e6
         assert "llama_cpp" not in Path(f"/proc/{sensor.pid}/maps").read_text()
