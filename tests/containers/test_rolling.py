@@ -26,7 +26,7 @@ class Client(threading.Thread):
 
     def run(self) -> None:
         while not self._over.is_set():
-            answer = self.box.ask(f"Say {self.asked}", tokens=6, limit=90)
+            answer = self.box.ask(f"Say {self.asked}", tokens=6, limit=180, resume=True)
             self.asked += 1
             if answer.status_code != 200 or not answer.json()["choices"][0]["message"]["content"]:
                 self.failures.append(f"{self.box.name}: {answer.status_code} {answer.text}")
@@ -34,6 +34,11 @@ class Client(threading.Thread):
     def stop_asking(self) -> None:
         """No further question; the one that is being answered goes on."""
         self._over.set()
+
+
+def runs(box: Box) -> bool:
+    """Whether it has a job in hand."""
+    return int(box.get("/v1/fleet/self")["jobs_running"]) > 0
 
 
 @pytest.mark.model
@@ -48,9 +53,12 @@ def test_a_rolling_restart_of_six_boxes_fails_no_request(network: Any, timed: Ti
         with timed("a rolling restart of six boxes under load"):
             for box in made:
                 eventually(lambda box=box: clients[box.name].asked > 0, f"{box.name} was asked")
-                clients[box.name].stop_asking()
-                box.restart()  # with its last question still running, which the drain lets end
-                over.append(clients[box.name])
+                last = clients[box.name]
+                last.stop_asking()
+                # With its last question running, which the drain lets end; what comes after the signal is refused.
+                eventually(lambda box=box, last=last: runs(box) or not last.is_alive(), "the question is there")
+                box.restart()
+                over.append(last)
                 box.ready()
                 eventually(box.knows_model, f"{box.name} knows the model again")
                 clients[box.name] = Client(box)
