@@ -182,8 +182,8 @@ def _drafts(document: Document, steps: Sequence[Step]) -> list[Any]:
 
 def _read(sources: Sequence[Path]) -> list[Manifest]:
     """The manifests of files and folders; raises ManifestError, and ClientError for what cannot be read."""
-    from agent.config_file import MAX_PROBLEMS
     from agent.manifests.read import ManifestError, read_manifests
+    from agent.yaml_text import MAX_PROBLEMS
 
     texts = [(str(path), manifest_text(path)) for source in sources for path in _files(source)]
     if not texts:

@@ -12,9 +12,10 @@ import yaml
 from pydantic import ValidationError
 
 from agent.addresses import short
-from agent.config_file import MAX_BYTES, MAX_PROBLEMS, Problems, compose, explain, plain_value, without_empty
+from agent.config_file import explain, without_empty
 from agent.errors import ConfigError
 from agent.manifests.kinds import KINDS, path_of, schema_of
+from agent.yaml_text import MAX_BYTES, MAX_PROBLEMS, Problems, compose, plain_value
 from fleet import cbor
 
 #: Documents in one file.

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.config import Config
-from agent.config_file import MAX_BYTES, MAX_DEPTH, MAX_PROBLEMS, load, parse
+from agent.config_file import load, parse
 from agent.errors import ConfigError
+from agent.yaml_text import MAX_BYTES, MAX_DEPTH, MAX_PROBLEMS
 from fleet.identity.keys import Identity
 
 KEY = Identity.from_seed(b"\1" * 32).peer_id

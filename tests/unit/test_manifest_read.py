@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.config_file import MAX_BYTES
 from agent.manifests.kinds import KINDS, kind_of, path_of
 from agent.manifests.read import MAX_DOCUMENTS, MAX_VALUE, ManifestError, read_manifests
+from agent.yaml_text import MAX_BYTES
 from fleet import cbor
 from fleet.document.firewall import read_policy
 
