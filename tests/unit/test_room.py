@@ -21,6 +21,8 @@ FACTS = replace(
 )
 WISH = Wish(4096, 1)
 ONE = estimate(FACTS, 4096, 1).total
+#: One that has no more beside the rest to park in.
+BARE = ONE - estimate(FACTS, 4096, 1).parking
 
 
 class Model:
@@ -127,7 +129,7 @@ def test_what_never_fits_is_refused_at_once_and_unloads_nobody() -> None:
 
 def test_a_smaller_plan_is_taken_where_nobody_can_leave_and_whole_context_where_one_can() -> None:
     async def main() -> None:
-        room = Room(2 * ONE - MIB)
+        room = Room(ONE + BARE - MIB)
         first, second = Model(room, "first"), Model(room, "second")
         await first.take()
         assert 512 <= await second.take() < 4096
