@@ -20,9 +20,14 @@ def run(scenario: Callable[[], Awaitable[None]]) -> None:
 
 def put(backlog: Backlog, *answers: Event | End) -> list[int]:
     """Put answers as a link does, from their bytes on the wire; returns the calls that were given up."""
+    return [lost for answer in answers for lost in put_bytes(backlog, encode(answer))]
+
+
+def put_bytes(backlog: Backlog, *pieces: bytes) -> list[int]:
+    """Put what is on the wire; returns the calls that were given up."""
     decoder, given_up = FrameDecoder(), []
-    for answer in answers:
-        for frame in decoder.feed(encode(answer)):
+    for piece in pieces:
+        for frame in decoder.feed(piece):
             assert isinstance(frame, Event | End)
             lost = backlog.put(frame, decoder.payload)
             if lost is not None:
@@ -90,6 +95,8 @@ def test_when_all_calls_together_hold_too_much_the_largest_goes() -> None:
 
 @pytest.mark.parametrize("answer", [Event(1, [[]] * 900), Event(1, 0), Event(1, "y" * 60_000)])
 def test_a_backlog_takes_about_the_memory_that_it_counts_and_gives_it_back(answer: Event) -> None:
+    wire = encode(answer)
+
     async def scenario() -> None:
         backlog = Backlog()
         backlog.open(1)
@@ -99,7 +106,7 @@ def test_a_backlog_takes_about_the_memory_that_it_counts_and_gives_it_back(answe
             lost: list[int] = []
             while not lost:
                 taken = tracemalloc.get_traced_memory()[0] - before
-                lost = put(backlog, answer)
+                lost = put_bytes(backlog, wire)
             assert taken < 5 * MAX_CALL
             assert tracemalloc.get_traced_memory()[0] - before < MAX_CALL // 4
         finally:

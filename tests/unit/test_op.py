@@ -354,7 +354,7 @@ plain = st.recursive(
 )
 
 
-@budget(400)
+@budget(150)  # `make fuzz` makes up ops by the million
 @given(st.binary(max_size=300) | st.lists(plain, min_size=9, max_size=9).map(signed))
 def test_any_bytes_are_an_op_or_a_refusal(raw: bytes) -> None:
     made = outcome(raw)
