@@ -208,7 +208,7 @@ def _identity(config: Config, *, create: bool) -> Identity:
 def _addresses(config: Config, key: Identity) -> list[str]:
     """The configured addresses as other boxes can dial them; only a running agent knows all of its own."""
     found = []
-    for addr in config.net.listen:
+    for addr in config.net.announce or config.net.listen:
         _, family, ip, _, port = addr.split("/")
         found.append(f"/{family}/{_OWN[ip]() if ip in _OWN else ip}/tcp/{port}/p2p/{key.peer_id}")
     return found

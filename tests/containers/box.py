@@ -137,7 +137,11 @@ class Box:
         """Run a container of the image; returns at once."""
         from testcontainers.core.container import DockerContainer
 
-        made = DockerContainer(self.image).with_network(self._network).with_network_aliases(self.alias)
+        made = (
+            DockerContainer(self.image, docker_client_kw={"timeout": LIMIT})
+            .with_network(self._network)
+            .with_network_aliases(self.alias)
+        )
         made = made.with_exposed_ports(8420).with_envs(**self._env)
         for source, mount in self.volumes.items():
             made = made.with_volume_mapping(source, mount["bind"], mount["mode"])

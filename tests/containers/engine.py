@@ -29,7 +29,7 @@ LABELS: Final[Mapping[str, str]] = {TEST_LABEL: "1", "shoal.run": RUN}
 UID: Final = 10001
 
 
-def docker(*arguments: str, check: bool = True, limit: float = 120.0) -> str:
+def docker(*arguments: str, check: bool = True, limit: float = 300.0) -> str:
     """What `docker ARGUMENTS` prints; AssertionError where it fails."""
     done = subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=limit, check=False)
     if check and done.returncode != 0:
@@ -71,7 +71,7 @@ def client() -> Any:
     """The Docker SDK's client."""
     import docker as sdk
 
-    return sdk.from_env(timeout=120)
+    return sdk.from_env(timeout=300)
 
 
 def tar(files: Mapping[str, bytes], *, mode: int = 0o600, owner: int = UID) -> bytes:
