@@ -24,6 +24,8 @@ _KEPT: Final = 2048
 _BESIDE: Final = 256
 #: So many tokens more have to be alike for a sequence that is parked to be put back, rather than to go on from cells.
 _WORTH: Final = 32
+#: Fewer are not worth waiting for.
+_FEW: Final = 8
 
 
 class Keeping:
@@ -113,13 +115,16 @@ class Keeping:
         """
         if self._whole_only:
             return False
-        least = (found.length if found else 0) + _WORTH
-        return any(
-            one.owner == sequence.owner
-            and one.decoded < one.prompt_tokens
-            and min(common(one.tokens[: one.prompt_tokens], sequence.tokens), len(sequence.tokens) - 1) >= least
-            for one in running
-        )
+        known = found.length if found else 0
+        for one in running:
+            if one.owner != sequence.owner or one.decoded >= one.prompt_tokens:
+                continue
+            prompt = one.tokens[: one.prompt_tokens]
+            saved = min(common(prompt, sequence.tokens), len(sequence.tokens) - 1) - known
+            # Where most of what is left of the other prompt is shared, a step or two is all there is to wait for.
+            if saved >= _WORTH or (saved >= _FEW and 2 * saved >= one.prompt_tokens - one.decoded):
+                return True
+        return False
 
     def admit(
         self, sequence: Running, found: Beginning | Found | None, session: str, cells: int, *, alone: bool

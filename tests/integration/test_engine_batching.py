@@ -165,7 +165,12 @@ def test_a_prompt_that_several_share_is_read_once_though_they_come_together(tmp_
             answers = await all_at_once(here, [*requests, of("pos-2", completion(shared, max_tokens=4))])
             prompt = answers[3].finished.prompt_tokens
             # By two, of three; and not by another owner.
-            assert 2 * (prompt - 40) <= (await stats(here)).reused <= 2 * prompt
+            assert 2 * (prompt - 40) <= (before := (await stats(here)).reused) <= 2 * prompt
+            short = completion("What is a lighthouse for, and who keeps it through the winter?", max_tokens=4)
+            answers = await all_at_once(here, [of("pos-3", short)] * 4)
+            prompt = answers[0].finished.prompt_tokens
+            assert prompt < 32, "as the questions of most chats"
+            assert (await stats(here)).reused - before == 3 * (prompt - 1)
             await nothing_left(here)
 
     trio.run(main)
