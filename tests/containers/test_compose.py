@@ -122,7 +122,7 @@ def test_a_fleet_of_four_boxes_is_up_and_three_of_them_borrow(timed: Timed) -> N
         boxes = json.loads(compose("exec", "-T", "box-1", "shoal", "boxes", "-o", "json"))["boxes"]
         assert {box["name"] for box in boxes} == {"box-1", "box-2", "box-3", "box-4"}
         for name in ("box-2", "box-3", "box-4"):
-            said = compose("exec", "-T", name, "shoal", "chat", "Hello", "--max-tokens", "8", "-o", "json")
+            said = compose("exec", "-T", name, "shoal", "chat", "Hello", "--max-tokens", "8", "--resume", "-o", "json")
             assert json.loads(said)["served_by"] == "box-1"
         compose("down", "--volumes")
         assert compose.left() == ""
