@@ -72,6 +72,8 @@ class Partial:
         self._journal = journal
         self._shelf = shelf
         self._lock = threading.Lock()
+        #: The system lets one thread at a time write to a file, and others wait for it at work: theirs is to hash.
+        self._writing = threading.Lock()
         self._trouble: StorePausedError | None = None
         self._closed = False
         #: Blocks that were written since the disk was last asked to keep them, and those that it may have dropped then.
@@ -147,7 +149,8 @@ class Partial:
                 raise BadBlockError(index, f"block {index} is not what the manifest says; it was not written")
             self._refuse_in_trouble()
             try:
-                write_all(fd, data, index * BLOCK)
+                with self._writing:
+                    write_all(fd, data, index * BLOCK)
                 with self._lock:
                     self._refuse_in_trouble()
                     if self.has(index):  # another source was quicker
