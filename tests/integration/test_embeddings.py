@@ -182,7 +182,7 @@ def test_a_chat_that_is_cancelled_waits_for_no_step_of_long_texts(tmp_path: Path
     vectors: list[Embedded] = []
 
     async def main() -> None:
-        async with engine_box(model_path(), tmp_path) as box, trio.open_nursery() as nursery:
+        async with engine_box(model_path(), tmp_path, threads=1) as box, trio.open_nursery() as nursery:
             pid, scope = box.pid, trio.CancelScope()
 
             async def embed() -> None:

@@ -86,7 +86,7 @@ class Answer:
 async def box(tmp_path: Path, path: Path | None = None, **config: Any) -> AsyncIterator[Box]:
     pool = EnginePool(
         (ModelConfig(path=path or model_path()),),
-        EngineConfig(**{"slots": 1, **config}),
+        EngineConfig(**{"slots": 1, "threads": 1, **config}),  # one thread: see tests/harness.py
         tmp_path / "state",
         lambda: None,
     )
