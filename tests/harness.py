@@ -160,8 +160,8 @@ class Agent:
             # that. Tests of routing set what they need.
             "routing": {"threshold": 0.0, "borrow_only_below": 0.0, "max_cpu": 1.0, "max_memory": 1.0},
             **{k: v for k, v in config.items() if k not in ("engine", "net", "http")},
-            # Where tests run side by side, threads of one engine mostly wait for one another: two cost twice the CPU time
-            # of one, and are no faster. The tests of the engine's memory and the soak have more.
+            # Where tests run side by side, threads of one engine mostly wait for one another: two cost twice the CPU
+            # time of one, and are no faster. The tests of the engine's memory and the soak have more.
             "engine": {"threads": 1, **config.get("engine", {})},
             "net": {"listen": [f"/ip4/127.0.0.1/tcp/{self.p2p_port}"], "mdns": False, **config.get("net", {})},
             "http": {"listen": f"127.0.0.1:{self.http_port}", **config.get("http", {})},
