@@ -33,8 +33,8 @@ from agent.membership import Membership
 from agent.model_keeper import ModelKeeper
 from agent.model_names import ModelNames
 from agent.model_orders import ModelOrders
-from agent.mqtt.pipeline import Wish, read_wishes
-from agent.mqtt.room import Agent, Box, MqttRoom
+from agent.mqtt.around import Agent, Box
+from agent.mqtt.side import mqtt_side
 from agent.observe.broker import evaluate_broker
 from agent.observe.copies import evaluate_copies
 from agent.observe.facts import gather
@@ -59,6 +59,8 @@ from fleet.net.rpc import Router
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus  # its stubs, which libp2p brings, shadow trio's own types
+
+    from agent.mqtt.pipeline import Wish
 
 log = structlog.get_logger("shoal")
 
@@ -264,7 +266,7 @@ async def _main(config: Config, identity: Identity) -> None:
         orders=orders,
         mqtt=lambda: mqtt.facts(),
     )
-    mqtt = MqttRoom(
+    mqtt = mqtt_side(
         config.mqtt,
         Box(config.name, identity.peer_id, identity.public_key, VERSION),
         Agent(
@@ -332,6 +334,8 @@ async def _fleet_name(membership: Membership) -> str:
 
 def _pipelines(membership: Membership) -> Sequence[Wish]:
     """The sensor pipelines of the fleet document."""
+    from agent.mqtt.pipeline import read_wishes  # only a box with a broker gets here
+
     return [] if membership.replica is None else read_wishes(membership.replica.governance.settings)
 
 

@@ -15,8 +15,9 @@ import trio
 from agent.config import MqttConfig
 from agent.errors import AgentError
 from agent.jobs.job import Emit, Job, Routed
+from agent.mqtt.around import Agent, Box
 from agent.mqtt.pipeline import Wish
-from agent.mqtt.room import Agent, Box, MqttRoom
+from agent.mqtt.room import MqttRoom
 from agent.mqtt.topics import Topics, node_of
 from fleet.net.messages import Delta, Finished
 

@@ -18,6 +18,7 @@ import trio
 from agent.engine.fair_queue import FairQueue
 from agent.errors import AgentError, DrainingError
 from agent.mqtt import replies
+from agent.mqtt.around import Run
 from agent.mqtt.claiming import CLAIM_LIMIT, RENEW, Claims
 from agent.mqtt.client import MqttClient
 from agent.mqtt.counts import Counts
@@ -27,7 +28,7 @@ from agent.mqtt.messages import Incoming, Sent
 from agent.mqtt.outbox import Entry
 from agent.mqtt.replies import Answer, Problem, problem, problem_of
 from agent.mqtt.request import understand
-from agent.mqtt.running import SETTLE, Run, run_work
+from agent.mqtt.running import SETTLE, run_work
 from agent.mqtt.topics import Topics
 from agent.mqtt.work import MAX_TRIES, Book, Work, again, stored
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,8 +11,8 @@ import structlog
 import trio
 
 from agent.config import MqttConfig
-from agent.errors import AgentError
-from agent.mqtt.client import Broker, MqttClient
+from agent.mqtt.around import Agent, Box
+from agent.mqtt.client import MqttClient
 from agent.mqtt.counts import Counts
 from agent.mqtt.credentials import broker_of
 from agent.mqtt.desk import JobDesk
@@ -24,8 +23,6 @@ from agent.mqtt.intake import DeskLimits
 from agent.mqtt.journal import Journal
 from agent.mqtt.messages import Incoming, Wanted
 from agent.mqtt.outbox import Outbox
-from agent.mqtt.pipeline import Wish
-from agent.mqtt.running import Run
 from agent.mqtt.sensors import Sensors
 from agent.mqtt.status import status_payload
 from agent.mqtt.topics import Topics, level_of, node_of
@@ -38,37 +35,8 @@ _COALESCE_DOCUMENT: Final = 0.2
 log = structlog.get_logger("shoal.mqtt")
 
 
-@dataclass(frozen=True)
-class Box:
-    """The box that the MQTT side is of."""
-
-    name: str
-    peer_id: str
-    public_key: bytes
-    version: str
-
-
-@dataclass(frozen=True)
-class Agent:
-    """What the MQTT side asks of the agent around it.
-
-    `run` runs a client's job; `refused` is told of requests that became none, by their id; `fleet` gives the fleet's
-    name once this box belongs to one; `models` are what can be asked for, those held here first, with name, here and
-    state; `wishes` the pipelines of the fleet document; `why_not` says why one is not this box's, empty where it is;
-    `draining` is whether the box takes no more jobs.
-    """
-
-    run: Run
-    refused: Callable[[str, AgentError], None]
-    fleet: Callable[[], Awaitable[str]]
-    models: Callable[[], Sequence[Mapping[str, object]]]
-    wishes: Callable[[], Sequence[Wish]]
-    why_not: Callable[[Wish], str]
-    draining: Callable[[], bool]
-
-
 class MqttRoom:
-    """The MQTT side of one agent; without a broker in the configuration it does nothing. Belongs to one trio run."""
+    """The MQTT side of one agent that has a broker (see `agent.mqtt.side`). Belongs to one trio run."""
 
     def __init__(self, config: MqttConfig, box: Box, agent: Agent, state_dir: Path) -> None:
         """Reads passwords and certificates; raises ConfigError."""
@@ -77,7 +45,7 @@ class MqttRoom:
         self._box = box
         self._agent = agent
         self._state_dir = state_dir
-        self._broker: Broker | None = None if config.url is None else broker_of(config)
+        self._broker = broker_of(config)
         self._client: MqttClient | None = None
         self._desk: JobDesk | None = None
         self._sensors: Sensors | None = None
@@ -113,10 +81,8 @@ class MqttRoom:
             return MqttGauges()
         return MqttGauges(client.state == "connected", desk.running, desk.waiting, len(outbox))
 
-    def facts(self) -> Mapping[str, object] | None:
-        """What this box says of it; None where no broker is configured."""
-        if self._broker is None:
-            return None
+    def facts(self) -> Mapping[str, object]:
+        """What this box says of it."""
         client, sensors, topics = self._client, self._sensors, self._topics
         if client is None or sensors is None or topics is None:
             return {
@@ -144,8 +110,6 @@ class MqttRoom:
 
     async def run(self) -> None:
         """Serve until cancelled. To end well, `stop` it before: then the broker is told."""
-        if self._broker is None:
-            return
         fleet = self._config.fleet or level_of(await self._agent.fleet())
         topics = self._topics = Topics(fleet, node_of(self._box.public_key))
         journal = Journal(self._state_dir)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Final
 
 import trio
 
 from agent.errors import BadRequestError, ModelNotFoundError, NoCapablePeerError
-from agent.jobs.job import Emit, Job, JobEvent, Resumed, Routed
+from agent.jobs.job import JobEvent, Resumed, Routed
 from agent.mqtt import replies
+from agent.mqtt.around import Run
 from agent.mqtt.replies import Answer
 from agent.mqtt.work import Work
 from fleet.net.messages import Delta, Embedded, Finished
@@ -17,8 +18,6 @@ from fleet.net.messages import Delta, Embedded, Finished
 #: Seconds after a start in which jobs of before are tried again where no box can run them, and between two tries.
 SETTLE: Final = 30.0
 _SETTLE_LOOK: Final = 1.0
-
-Run = Callable[[Job, Emit], Awaitable[None]]
 
 
 async def run_work(

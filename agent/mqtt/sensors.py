@@ -20,6 +20,7 @@ import trio
 
 from agent.errors import AgentError, DrainingError
 from agent.jobs.job import JobEvent, Resumed, Routed
+from agent.mqtt.around import Run
 from agent.mqtt.client import MqttClient
 from agent.mqtt.counts import Counts, Event
 from agent.mqtt.granted import Granted
@@ -29,7 +30,6 @@ from agent.mqtt.outbox import Entry
 from agent.mqtt.pipeline import MAX_PIPELINES, Gathering, Pipeline, PipelineError, Prompt, Wish, pipeline_of
 from agent.mqtt.rate import Rate
 from agent.mqtt.readings import BadReadingError
-from agent.mqtt.running import Run
 from agent.mqtt.topics import Topics, covers
 from fleet.errors import FleetError
 from fleet.net.messages import Delta, Finished

@@ -102,15 +102,16 @@ def speed(sensor: Agent, jetson: Agent) -> list[Figure]:
     ]
 
 
-def speed_on_own_cores() -> list[Figure]:
-    """The same with each box held to a core of its own, as boxes are: lender and model on one, borrower on another.
+def on_own_cores(measure: Callable[[Agent, Agent], list[Figure]], **engine: Any) -> list[Figure]:
+    """Figures of a borrower and a lender that are each held to a core of their own, as boxes are.
 
-    Where they share cores, the borrowing agent's work is taken from the model's threads; between two boxes it is not.
+    The lender's model is there too, and the client is with the borrower. Where they share cores, the borrowing agent's
+    work is taken from the model's threads; between two boxes it is not.
     """
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         return []
-    one_thread = holding_smollm2() | {"engine": {"threads": 1}}
+    one_thread = holding_smollm2() | {"engine": {**engine, "threads": 1}}
     with (
         tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder,
         agents(Path(folder), {"sensor-1": {}, "jetson-1": one_thread}) as (sensor, jetson),
@@ -118,9 +119,9 @@ def speed_on_own_cores() -> list[Figure]:
         until(lambda: knows_model(sensor))
         hold_to(jetson.pid, cores[0])
         hold_to(sensor.pid, cores[1])
-        os.sched_setaffinity(0, {cores[1]})  # this process, the client, lives on the box that borrows
+        os.sched_setaffinity(0, {cores[1]})
         try:
-            figures = speed(sensor, jetson)
+            figures = measure(sensor, jetson)
         finally:
             os.sched_setaffinity(0, cores)
     return [replace(figure, figure=f"{figure.figure}, each box on its own core") for figure in figures]
@@ -229,7 +230,8 @@ def main() -> int:
     """Run it all on two fresh agents."""
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder:
         print("starting sensor-1 (no model) and jetson-1 (SmolLM2-135M)", flush=True)
-        with agents(Path(folder), {"sensor-1": {}, "jetson-1": holding_smollm2()}) as (sensor, jetson):
+        lender = holding_smollm2() | {"engine": {"threads": None}}
+        with agents(Path(folder), {"sensor-1": {}, "jetson-1": lender}) as (sensor, jetson):
             until(lambda: knows_model(sensor))
             figures = [memory(sensor)]
             print(f"{PAIRS} paired answers of {TOKENS} tokens", flush=True)
@@ -239,6 +241,6 @@ def main() -> int:
             print(f"{FAULTS} kills of the provider", flush=True)
             figures += faults(sensor, jetson)
     print(f"{PAIRS} paired answers, each box on its own core", flush=True)
-    figures += speed_on_own_cores()
+    figures += on_own_cores(speed)
     print(json.dumps({"bench": "borrow", "figures": len(figures)}))
     return publish("borrow", figures)
