@@ -20,7 +20,7 @@ from agent.mqtt.gauges import MqttGauges
 from agent.mqtt.granted import Granted
 from agent.mqtt.home_assistant import NO_PLATFORMS, PREFIX, birth_topic, device, discovery_topic
 from agent.mqtt.intake import DeskLimits
-from agent.mqtt.journal import Journal
+from agent.mqtt.journal import Journal, JournalError, Opened
 from agent.mqtt.messages import Incoming, Wanted
 from agent.mqtt.outbox import Outbox
 from agent.mqtt.sensors import Sensors
@@ -31,6 +31,9 @@ from agent.mqtt.topics import Topics, level_of, node_of
 _COALESCE: Final = 1.0
 #: The same for what the fleet document wants.
 _COALESCE_DOCUMENT: Final = 0.2
+
+#: Seconds between two tries to open the journal.
+_OPEN_AGAIN: Final = 5.0
 
 log = structlog.get_logger("shoal.mqtt")
 
@@ -57,6 +60,8 @@ class MqttRoom:
         #: Entities that Home Assistant has of this box, or had, with their platforms.
         self._platforms: Mapping[str, str] = NO_PLATFORMS
         self._leaving = False
+        #: Why the journal cannot be opened; empty where it can.
+        self._trouble = ""
 
     # --- for the agent around it -------------------------------------------------------------------------------------
 
@@ -88,7 +93,7 @@ class MqttRoom:
             return {
                 "broker": str(self._broker.address),
                 "state": "waiting",
-                "problem": "it belongs to no fleet yet",
+                "problem": self._trouble or "it belongs to no fleet yet",
             }
         gauges = self.gauges
         granted = client.granted
@@ -113,7 +118,7 @@ class MqttRoom:
         fleet = self._config.fleet or level_of(await self._agent.fleet())
         topics = self._topics = Topics(fleet, node_of(self._box.public_key))
         journal = Journal(self._state_dir)
-        opened = await trio.to_thread.run_sync(journal.open)
+        opened = await self._open(journal)
         if opened.set_aside is not None:
             log.error("mqtt.journal_set_aside", file=str(opened.set_aside), remedy="jobs in it are lost; see the disk")
         outbox = self._outbox = Outbox(self._config.outbox)
@@ -158,6 +163,21 @@ class MqttRoom:
                 nursery.start_soon(client.run)
         finally:
             journal.close()
+
+    async def _open(self, journal: Journal) -> Opened:
+        """What is in the journal, as soon as the disk lets it be read: without it no job is taken, and the rest of the
+        agent goes on."""
+        while True:
+            try:
+                opened = await trio.to_thread.run_sync(journal.open)
+            except JournalError as error:
+                if error.message != self._trouble:
+                    log.error("mqtt.journal_closed", reason=error.message)
+                self._trouble = error.message
+                await trio.sleep(_OPEN_AGAIN)
+            else:
+                self._trouble = ""
+                return opened
 
     async def stop(self) -> None:
         """Tell the broker that this box goes, and disconnect; within 2 seconds. Jobs that run go on until cancelled."""

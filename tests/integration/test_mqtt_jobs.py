@@ -21,9 +21,9 @@ import pytest
 import trio
 
 from agent.jobs.job import Emit, Job
-from agent.mqtt import intake
+from agent.mqtt import intake, room
 from agent.mqtt.granted import WINDOW
-from agent.mqtt.journal import Journal
+from agent.mqtt.journal import FOLDER, Journal
 from agent.mqtt.leases import claim_payload
 from agent.mqtt.replies import MAX_RESULT
 from agent.mqtt.request import MAX_PAYLOAD
@@ -502,6 +502,25 @@ def test_a_disk_that_is_full_is_said_and_no_job_is_lost_for_it(tmp_path: Path) -
             assert client.quiet("/result")
     assert len(box.jobs) == 2
     assert box.counts["job_replayed"] == 0
+
+
+def test_a_journal_that_cannot_be_opened_is_said_and_is_opened_as_soon_as_it_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "_OPEN_AGAIN", 0.05)
+    in_the_way = tmp_path / "till-1" / FOLDER
+    in_the_way.parent.mkdir()
+    in_the_way.write_text("not a folder")
+    with broker(tmp_path) as one:
+        box = MqttBox("till-1", one.url, tmp_path)
+        with running(box, connected=False), requester(one, ANSWERS) as client:
+            until(lambda: str(in_the_way) in facts_of(box)["problem"])
+            assert facts_of(box)["state"] == "waiting"
+            in_the_way.unlink()
+            until(lambda: box.room is not None and box.room.gauges.connected)
+            assert not facts_of(box)["problem"]
+            client.publish(box.topics.own_request, ask(job="a"))
+            client.next("/result", job="a")
 
 
 def test_a_disk_that_does_not_sync_costs_no_request_its_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
