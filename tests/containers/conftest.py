@@ -47,9 +47,9 @@ def swept() -> Iterator[None]:
     if engine.missing():
         yield
         return
-    engine.sweep(engine.TEST_LABEL)
+    engine.sweep_dead()
     yield
-    engine.sweep(f"shoal.run={engine.RUN}")
+    engine.sweep(f"{engine.RUN_LABEL}={engine.RUN}")
 
 
 @pytest.fixture(scope="session")

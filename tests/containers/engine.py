@@ -8,6 +8,7 @@ import subprocess
 import tarfile
 import uuid
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 # Read when testcontainers is imported: no helper container that would have to be pulled, and a look ten times a second.
@@ -20,10 +21,11 @@ AGENT: Final = os.environ.get("SHOAL_IMAGE", "shoal-agent:latest")
 SLIM: Final = os.environ.get("SHOAL_SLIM_IMAGE", "shoal-slim:latest")
 DEMO: Final = os.environ.get("SHOAL_DEMO_IMAGE", "shoal-demo:latest")
 
-#: Everything that tests make carries these, so that a run that was killed is cleared away by the next one.
-TEST_LABEL: Final = "shoal.test"
-RUN: Final = uuid.uuid4().hex[:8]
-LABELS: Final[Mapping[str, str]] = {TEST_LABEL: "1", "shoal.run": RUN}
+#: Everything that tests make carries this label, with the process that it is of, so that what a run that was killed has
+#: left is known, and cleared away by the next one.
+RUN_LABEL: Final = "shoal.run"
+RUN: Final = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+LABELS: Final[Mapping[str, str]] = {RUN_LABEL: RUN}
 
 #: The user of the images.
 UID: Final = 10001
@@ -65,6 +67,17 @@ def sweep(label: str) -> None:
         found = docker(*listed, "--filter", f"label={label}", check=False).split()
         if found:
             docker(*remove, *found, check=False)
+
+
+def sweep_dead() -> None:
+    """Remove what runs have left that were killed on this machine; what belongs to one beside this stays."""
+    shown = "--format", f'{{{{.Label "{RUN_LABEL}"}}}}'
+    runs: set[str] = set()
+    for listed in (("ps", "-a"), ("volume", "ls"), ("network", "ls")):
+        runs.update(docker(*listed, "--filter", f"label={RUN_LABEL}", *shown, check=False).split())
+    for run in runs:
+        if not Path("/proc", run.partition("-")[0]).exists():
+            sweep(f"{RUN_LABEL}={run}")
 
 
 def client() -> Any:

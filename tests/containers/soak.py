@@ -173,11 +173,11 @@ def main() -> int:
     if why := engine.missing():
         print(f"soak: {why}", file=sys.stderr)
         return 1
-    engine.sweep(engine.TEST_LABEL)
+    engine.sweep_dead()
     try:
         return 0 if soaked(arguments.nodes, arguments.minutes, arguments.seed) else 1
     finally:
-        engine.sweep(f"shoal.run={engine.RUN}")
+        engine.sweep(f"{engine.RUN_LABEL}={engine.RUN}")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,9 @@ def test_an_image_is_small_unprivileged_and_labelled(image: str, limit: int) -> 
 
 def test_nothing_in_an_image_is_its_users_but_its_state(network: Any) -> None:
     command = ("--user", "0", "--entrypoint", "find", engine.AGENT, "/", "-xdev", "-user", str(engine.UID))
-    found = engine.docker("run", "--rm", "--label", engine.TEST_LABEL, *command, "-not", "-path", "/proc/*")
+    found = engine.docker(
+        "run", "--rm", "--label", f"{engine.RUN_LABEL}={engine.RUN}", *command, "-not", "-path", "/proc/*"
+    )
     assert set(found.split()) == {"/var/lib/shoal", "/join", "/models"}
 
 
