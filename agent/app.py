@@ -40,7 +40,8 @@ from agent.observe.copies import evaluate_copies
 from agent.observe.facts import gather
 from agent.observe.floods import Floods
 from agent.observe.health import Health
-from agent.observe.warnings import Warning, evaluate
+from agent.observe.warning import Warning
+from agent.observe.warnings import evaluate
 from agent.own_facts import OwnFacts
 from agent.reconcile.selector import why_not
 from agent.routing.chooser import Chooser, rules_of

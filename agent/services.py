@@ -24,7 +24,7 @@ from agent.membership import Membership
 from agent.model_orders import ModelOrders
 from agent.observe.metrics import CONTENT_TYPE
 from agent.observe.outcast import refusing_all
-from agent.observe.warnings import Warning
+from agent.observe.warning import Warning
 from agent.routing.explain import RouteLog
 from agent.version import VERSION
 from fleet.document.invites import read_token

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from agent.observe.warnings import Warning
+from agent.observe.warning import Warning
 
 
 def evaluate_broker(facts: Mapping[str, Any] | None) -> tuple[Warning, ...]:

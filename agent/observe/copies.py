@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from agent.observe.warnings import Warning
+from agent.observe.warning import Warning
 from agent.reconcile.plan import Actual, obstacle
 from agent.reconcile.situation import Situation
 

@@ -17,7 +17,8 @@ from agent.observe.known import (
     ModelFact,
     PeerFact,
 )
-from agent.observe.warnings import QUIET_DOWN, evaluate
+from agent.observe.link_warnings import QUIET_DOWN
+from agent.observe.warnings import evaluate
 
 ME, JETSON, STRANGER = "12D3KooWme", "12D3KooWjetson", "12D3KooWstranger"
 WELL = Facts(
