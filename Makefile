@@ -1,7 +1,7 @@
 # Shoal's commands. `make` alone prints them.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test mutants lint types contracts check behaviours sim sim-routing bench bench-engine bench-delegation bench-mqtt soak-mqtt bench-transfer soak soak-engine images test-containers fuzz clean distclean
+.PHONY: help demo test mutants lint types contracts check behaviours sim sim-routing bench bench-engine bench-delegation bench-mqtt soak-mqtt bench-transfer soak soak-engine images test-containers test-ansible fuzz clean distclean
 
 # Keep CPython the only thing chosen from outside: make PYTHON=python3.12 test
 export PYTHON
@@ -102,6 +102,15 @@ test-containers: ## tests of the shipped images with the real model: faults, par
 		docker/build && echo '$(BIN)/python -m pytest -n 0 tests/containers $(ARGS)' && $(BIN)/python -m pytest -n 0 tests/containers $(ARGS); \
 	else \
 		echo '== the container tests are SKIPPED: no Docker here, for the reason above' >&2; [ "$$CI" != true ]; \
+	fi
+
+test-ansible: ## the playbooks against three machines: rollout, second run, updates that go well and badly, removal
+	@$(DEV)
+	@$(BIN)/python -c 'import ansiblelint' 2>/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[ansible-tests]'
+	@if docker/get-docker; then \
+		docker/build slim && echo '$(BIN)/python -m pytest -n 0 tests/ansible $(ARGS)' && $(BIN)/python -m pytest -n 0 tests/ansible $(ARGS); \
+	else \
+		echo '== the tests of the playbooks are SKIPPED: no Docker here, for the reason above' >&2; [ "$$CI" != true ]; \
 	fi
 
 soak: ## a fleet of containers for five minutes: time to converge, failed requests, memory and CPU of each (NODES=25)
