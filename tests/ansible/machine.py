@@ -26,7 +26,7 @@ _SYS_RESOURCE: Final = 24
 def build(image: str, *packages: str) -> None:
     """Build the image of a machine, with further packages of Debian."""
     base = "shoal-base/python:3.11"
-    if not docker("image", "inspect", base, check=False):
+    if not docker("image", "inspect", "--format", "{{.Id}}", base, check=False):
         base = "python:3.11-slim-bookworm"
     arguments = [f"DEBIAN_IMAGE={base}", f"DOCKER={' '.join(packages)}"]
     options = [option for one in arguments for option in ("--build-arg", one)]

@@ -56,7 +56,11 @@ def whole_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     build(WITH_ENGINE, "docker.io")
     control = Control(tmp_path_factory.mktemp("control"))
     archive = control.folder / "images.tar"
-    mosquitto = MOSQUITTO if engine.docker("image", "inspect", MOSQUITTO, check=False) else "eclipse-mosquitto:2"
+    # docker/build makes this one where the other cannot be pulled.
+    mosquitto = MOSQUITTO
+    if not engine.docker("image", "inspect", "--format", "{{.Id}}", MOSQUITTO, check=False):
+        mosquitto = "eclipse-mosquitto:2"
+        engine.docker("pull", "--quiet", mosquitto)
     engine.docker("tag", engine.SLIM, f"shoal-slim:{FIRST}")
     try:
         engine.docker("save", "--output", str(archive), f"shoal-slim:{FIRST}", mosquitto)
