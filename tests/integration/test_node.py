@@ -143,7 +143,8 @@ async def open_streams(connection: Any) -> None:
     with contextlib.suppress(ConnectionClosedError):
         for number in range(1001, 2**31, 2):
             for flag in (FLAG_SYN, FLAG_RST):
-                await connection.write(struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_WINDOW_UPDATE, flag, number, 0))
+                with contextlib.suppress(trio.BusyResourceError):  # `hung_up` sends on the same socket
+                    await connection.write(struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_WINDOW_UPDATE, flag, number, 0))
             await trio.sleep(0.005)
 
 
