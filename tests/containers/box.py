@@ -200,6 +200,14 @@ class Box:
         """SIGTERM, which drains, and a new start."""
         self.raw.restart(timeout=40)
 
+    def update(self, image: str) -> None:
+        """What compose does with a new image: SIGTERM, which drains, and a new container with the same volumes."""
+        old = self.raw
+        old.stop(timeout=40)
+        old.remove()
+        self.image = image
+        self.start()
+
     def remove(self) -> None:
         """End it; its volumes stay until the run is swept."""
         self._http.close()
@@ -268,24 +276,30 @@ class Box:
         """Whether it can be asked for the model."""
         return any(model["id"] == MODEL for model in self.get("/v1/models")["data"])
 
-    def ask(
-        self, prompt: str = "What is a lighthouse for?", *, tokens: int = 8, limit: float = 60.0, resume: bool = False
-    ) -> httpx.Response:
-        """A question that is answered whole; with `resume`, by another box where the first one fails in the middle."""
+    def ask(self, prompt: str = "What is a lighthouse for?", *, tokens: int = 8, limit: float = 60.0) -> httpx.Response:
+        """A question that is answered whole."""
         return httpx.post(
             f"{self.url}/v1/chat/completions",
             json=_question(prompt, tokens),
-            headers={"Authorization": f"Bearer {KEY}", "X-Shoal-On-Interrupt": "resume" if resume else "error"},
+            headers={"Authorization": f"Bearer {KEY}"},
             timeout=limit,
         )
 
     @contextmanager
     def streaming(
-        self, prompt: str = "Write a long story about a lighthouse keeper.", tokens: int = 1500
+        self,
+        prompt: str = "Write a long story about a lighthouse keeper.",
+        tokens: int = 1500,
+        *,
+        limit: float = 60.0,
+        resume: bool = False,
     ) -> Iterator[Answer]:
-        """A question whose answer streams in."""
+        """A question whose answer streams in, and has begun; with `resume`, another box goes on with it where the first
+        one fails in the middle."""
         body = _question(prompt, tokens) | {"stream": True}
-        with self._http.stream("POST", f"{self.url}/v1/chat/completions", json=body) as response:
+        headers = {"X-Shoal-On-Interrupt": "resume" if resume else "error"}
+        url = f"{self.url}/v1/chat/completions"
+        with self._http.stream("POST", url, json=body, headers=headers, timeout=limit) as response:
             yield Answer(response)
 
 

@@ -7,7 +7,8 @@ import os
 import subprocess
 import tarfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,6 +56,20 @@ def missing() -> str:
         if not docker("image", "inspect", "--format", "{{.Id}}", image, check=False):
             return f"the image {image} is not built: make images"
     return ""
+
+
+@contextmanager
+def newer(*images: str) -> Iterator[dict[str, str]]:
+    """Another image for each of these, which does the same: its next version. They are gone after the block."""
+    made = {image: f"{image.partition(':')[0]}:next-{RUN}" for image in images}
+    for image, tag in made.items():
+        lines = f"FROM {image}\nLABEL {RUN_LABEL}.version=next\n"
+        build = ["docker", "build", "--quiet", "-t", tag, "-"]
+        subprocess.run(build, input=lines, text=True, check=True, stdout=subprocess.DEVNULL, timeout=300)
+    try:
+        yield made
+    finally:
+        docker("rmi", "-f", *made.values(), check=False)
 
 
 def sweep(label: str) -> None:

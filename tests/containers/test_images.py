@@ -33,6 +33,23 @@ def test_an_image_is_small_unprivileged_and_labelled(image: str, limit: int) -> 
     assert re.fullmatch(r"[0-9a-f]{40}|unknown", labels["org.opencontainers.image.revision"])
 
 
+@pytest.mark.parametrize("image", [engine.AGENT, engine.SLIM])
+def test_an_image_brings_the_bill_of_what_is_in_it(image: str) -> None:
+    asked = (
+        "import json; from importlib.metadata import distributions;"
+        "bill = json.load(open('/usr/share/doc/shoal/sbom.cdx.json'));"
+        "print(json.dumps([{one.name: one.version for one in distributions()}, bill]))"
+    )
+    label = f"{engine.RUN_LABEL}={engine.RUN}"
+    installed, bill = json.loads(
+        engine.docker("run", "--rm", "--label", label, "--entrypoint", "python3", image, "-c", asked)
+    )
+    assert bill["bomFormat"] == "CycloneDX"
+    listed = {one["name"]: one["version"] for one in (*bill["components"], bill["metadata"]["component"])}
+    assert listed == installed
+    assert ("llama_cpp_python" in listed) == (image == engine.AGENT)
+
+
 def test_nothing_in_an_image_is_its_users_but_its_state(network: Any) -> None:
     command = ("--user", "0", "--entrypoint", "find", engine.AGENT, "/", "-xdev", "-user", str(engine.UID))
     found = engine.docker(

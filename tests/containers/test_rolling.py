@@ -1,12 +1,14 @@
-"""Six boxes that are restarted one after another, while all the others go on asking."""
+"""Six boxes that get a new image one after another, while all the others go on asking."""
 
 from __future__ import annotations
 
 import threading
 from typing import Any
 
+import httpx
 import pytest
 
+from tests.containers import engine
 from tests.containers.box import Box, boxes, eventually
 from tests.containers.conftest import Timed
 
@@ -23,41 +25,49 @@ class Client(threading.Thread):
         self.asked = 0
         self.failures: list[str] = []
         self._over = threading.Event()
+        self._begun = threading.Event()
 
     def run(self) -> None:
-        while not self._over.is_set():
-            answer = self.box.ask(f"Say {self.asked}", tokens=6, limit=180, resume=True)
+        while True:
+            self._begun.clear()
+            # In this order: whoever sees `_begun` after `_over` was set sees it of the last question or the one before.
+            if self._over.is_set():
+                return
+            try:
+                with self.box.streaming(f"Say {self.asked}", 12, limit=180, resume=True) as answer:
+                    self._begun.set()
+                    answer.rest()
+                if answer.error or not answer.done or not answer.text:
+                    self.failures.append(f"{self.box.name}: {answer.error} after {answer.text!r}")
+            except (AssertionError, httpx.HTTPError) as error:
+                self.failures.append(f"{self.box.name}: {error!r}")
             self.asked += 1
-            if answer.status_code != 200 or not answer.json()["choices"][0]["message"]["content"]:
-                self.failures.append(f"{self.box.name}: {answer.status_code} {answer.text}")
 
     def stop_asking(self) -> None:
-        """No further question; the one that is being answered goes on."""
+        """No further question; returns when the last one is being answered or has been."""
         self._over.set()
-
-
-def runs(box: Box) -> bool:
-    """Whether it has a job in hand."""
-    return int(box.get("/v1/fleet/self")["jobs_running"]) > 0
+        eventually(lambda: self._begun.is_set() or not self.is_alive(), f"{self.box.name} answers its last question")
 
 
 @pytest.mark.model
-def test_a_rolling_restart_of_six_boxes_fails_no_request(network: Any, timed: Timed) -> None:
-    with boxes(network, NAMES, holders=HOLDERS, memory="600m") as made:
+def test_a_rolling_update_of_six_boxes_fails_no_request(network: Any, timed: Timed) -> None:
+    with (
+        engine.newer(engine.AGENT, engine.SLIM) as newer,
+        boxes(network, NAMES, holders=HOLDERS, memory="600m") as made,
+    ):
         for box in made:
             eventually(box.knows_model, f"{box.name} knows the model")
         clients = {box.name: Client(box) for box in made}
         over: list[Client] = []
         for client in clients.values():
             client.start()
-        with timed("a rolling restart of six boxes under load"):
+        with timed("a rolling update of six boxes under load"):
             for box in made:
                 eventually(lambda box=box: clients[box.name].asked > 0, f"{box.name} was asked")
                 last = clients[box.name]
+                # The last question is being answered then, which the drain lets end; what comes later is refused.
                 last.stop_asking()
-                # With its last question running, which the drain lets end; what comes after the signal is refused.
-                eventually(lambda box=box, last=last: runs(box) or not last.is_alive(), "the question is there")
-                box.restart()
+                box.update(newer[box.image])
                 over.append(last)
                 box.ready()
                 eventually(box.knows_model, f"{box.name} knows the model again")
@@ -69,5 +79,8 @@ def test_a_rolling_restart_of_six_boxes_fails_no_request(network: Any, timed: Ti
         for client in over:
             client.join(120)
             assert not client.is_alive()
+        wanted = {engine.docker("inspect", "--format", "{{.Id}}", image) for image in newer.values()}
+        assert {box.raw.image.id for box in made} == wanted
         assert [failure for client in over for failure in client.failures] == []
+        assert all(client.asked for client in over)
         print(f"{sum(client.asked for client in over)} requests, none failed")
