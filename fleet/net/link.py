@@ -7,6 +7,7 @@ yamux.py `YamuxStream.write`). Docs: docs/adr/ on the multiplexed link.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -43,10 +44,16 @@ from fleet.net.messages import Hello
 from fleet.net.outbox import Outbox
 from fleet.net.rpc import MAX_CALLS_PER_LINK, Handler, Router
 
+#: A ping is sent when nothing was heard, or sent, for this long. The side that dialled comes first: its pings and the
+#: answers to them spare the other its own.
 PING_INTERVAL: Final = 1.0
+_HEAD_START: Final = 0.25
+#: And at least this often, so that each side knows how long a round trip takes.
+RTT_INTERVAL: Final = 10.0
 #: Nothing received for this long means that the peer is gone: a frozen peer is noticed within 3 s.
 SILENCE_LIMIT: Final = 2.5
-_CHECK_INTERVAL: Final = 0.25
+#: Whoever wakes this much later than it meant to has not been running, and blames nobody for silence.
+_STOOD_STILL: Final = 1.25
 _GOODBYE_LIMIT: Final = 0.5
 _READ_SIZE: Final = 256 * 1024
 
@@ -333,21 +340,25 @@ class Link:
             self._outbox.send_now(failure)
 
     async def _keep_alive(self) -> None:
-        nonce, next_ping = 0, trio.current_time()
+        nonce, asked = 0, -math.inf
+        interval = PING_INTERVAL if self.outbound else PING_INTERVAL + _HEAD_START
         while not self._closing:
-            now = trio.current_time()
-            if now >= next_ping:
-                nonce += 1
+            # Whoever is silent himself pings too: a peer that asks more than is read here hears no answer for a while.
+            quiet_since = max(min(self._last_heard, self._outbox.last_write), asked)
+            due = min(quiet_since + interval, asked + RTT_INTERVAL)
+            if trio.current_time() >= due:
+                nonce, asked = nonce + 1, trio.current_time()
                 self._pings = {n: at for n, at in self._pings.items() if n > nonce - 8}
-                self._pings[nonce] = now
+                self._pings[nonce] = asked
                 self._outbox.send_now(Ping(nonce))
-                next_ping = now + PING_INTERVAL
-            await trio.sleep(_CHECK_INTERVAL)
+                continue
+            due = min(due, self._last_heard + SILENCE_LIMIT)
+            await trio.sleep_until(due)
             woke = trio.current_time()
-            if woke - now > 2 * _CHECK_INTERVAL + PING_INTERVAL:
+            if woke - due > _STOOD_STILL:
                 # This process itself stood still (suspended, starved): what the peer sent is still in the socket.
-                self._last_heard = woke
-            elif woke - self._last_heard > SILENCE_LIMIT:
+                self._last_heard, asked = woke, -math.inf
+            elif woke >= self._last_heard + SILENCE_LIMIT:
                 self.close_reason = f"nothing heard for {woke - self._last_heard:.1f} s"
                 raise PeerUnreachableError(self.close_reason)
 

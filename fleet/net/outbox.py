@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -38,6 +39,8 @@ class Outbox:
         self._queue: deque[bytes] = deque()
         self._bytes = 0
         self._closed = False
+        #: When something was last handed to the stream (trio's clock).
+        self.last_write = -math.inf
         self._line = trio.Lock()
         self._room = trio.Event()
         self._wake = trio.Event()
@@ -98,6 +101,7 @@ class Outbox:
             while self._queue and (not batch or len(batch) + len(self._queue[0]) <= _MAX_WRITE):
                 batch += self._queue.popleft()
             self._bytes -= len(batch)
+            self.last_write = trio.current_time()
             await stream.write(bytes(batch))
             if self._bytes <= HIGH_WATER:
                 self._room.set()

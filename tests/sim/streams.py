@@ -17,6 +17,7 @@ class MemoryStream:
         self.peer_id = peer_id
         self.remote_addr = "memory"
         self.frozen = False
+        self.writes = 0
         self._writing = trio.Lock()
 
     async def read(self, max_bytes: int) -> bytes:
@@ -26,6 +27,7 @@ class MemoryStream:
             raise PeerUnreachableError("broken") from None
 
     async def write(self, data: bytes) -> None:
+        self.writes += 1
         if self.frozen:
             return
         try:

@@ -200,6 +200,21 @@ def test_b33_an_idle_link_stays_up() -> None:
     with_link(scenario)
 
 
+def test_on_an_idle_link_one_side_asks_for_both() -> None:
+    async def scenario(a: Box, b: Box, sa: MemoryStream, sb: MemoryStream) -> None:
+        await trio.sleep(20)
+        before = sa.writes + sb.writes
+        await trio.sleep(100)
+        assert a.link is not None
+        assert b.link is not None
+        assert a.link.rtt is not None
+        assert b.link.rtt is not None
+        # A ping a second and its answer; every tenth the other side asks, for its own measure of the round trip.
+        assert 180 <= sa.writes + sb.writes - before <= 240
+
+    with_link(scenario)
+
+
 def test_b31_a_replayed_call_id_is_refused_and_counted() -> None:
     async def scenario(a: Box, b: Box, sa: MemoryStream, sb: MemoryStream) -> None:
         ran = []
