@@ -115,6 +115,26 @@ def test_an_admin_admits_a_key_without_an_invite(contest: Contest) -> None:
     assert here.op_count() == written
 
 
+def test_several_keys_are_admitted_together_or_not_at_all(contest: Contest) -> None:
+    here = at(contest.member)
+    others = [peer_id_of("stranger-1"), peer_id_of("stranger-2")]
+    done = here.json("admit", STRANGER, *others, others[0], "--yes")
+    assert [box["key"] for box in done["boxes"]] == [STRANGER, *others]
+    assert {box["after"] for box in done["boxes"]} == {"member"}
+    assert len(done["ops"]) == 3
+    assert here.standing(others[1]) == "member"
+
+    here.json("revoke", STRANGER, "--yes")
+    written = here.op_count()
+    third = peer_id_of("stranger-3")
+    assert here.json("admit", third, STRANGER, "--yes", code=4)["code"] == "denied"
+    assert here.op_count() == written
+    said = here.text("admit", others[0], third, "--yes")
+    assert "nothing to do" in said.out.splitlines()[0]
+    assert "is now a member" in said.out.splitlines()[1]
+    assert here.standing(third) == "member"
+
+
 def test_a_revoked_key_is_not_admitted(contest: Contest) -> None:
     here = at(contest.member)
     here.json("admit", STRANGER, "--yes")
