@@ -108,7 +108,7 @@ test-ansible: ## the playbooks against three machines: rollout, second run, upda
 	@$(DEV)
 	@$(BIN)/python -c 'import ansiblelint' 2>/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[ansible-tests]'
 	@if docker/get-docker; then \
-		docker/build slim && echo '$(BIN)/python -m pytest -n 0 tests/ansible $(ARGS)' && $(BIN)/python -m pytest -n 0 tests/ansible $(ARGS); \
+		docker/build agent slim && echo '$(BIN)/python -m pytest -n 0 tests/ansible $(ARGS)' && $(BIN)/python -m pytest -n 0 tests/ansible $(ARGS); \
 	else \
 		echo '== the tests of the playbooks are SKIPPED: no Docker here, for the reason above' >&2; [ "$$CI" != true ]; \
 	fi

@@ -27,8 +27,9 @@ def missing() -> str:
         version = ""
     if not version:
         return "no Docker Engine answers: docker/get-docker installs and starts one, or says why it cannot"
-    if not engine.docker("image", "inspect", "--format", "{{.Id}}", engine.SLIM, check=False):
-        return f"the image {engine.SLIM} is not built: docker/build slim"
+    for image in (engine.SLIM, engine.AGENT):
+        if not engine.docker("image", "inspect", "--format", "{{.Id}}", image, check=False):
+            return f"the image {image} is not built: docker/build agent slim"
     return ""
 
 

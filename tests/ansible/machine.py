@@ -89,10 +89,9 @@ class Machine:
         """Make an image on this machine's own engine out of one that it has, as if it had been pulled."""
         self.run("docker", "build", "--quiet", "-t", tag, "-", stdin="\n".join([f"FROM {image}", *lines, ""]))
 
-    def running(self) -> dict[str, str]:
-        """The containers that run, and the id of the image of each."""
-        names = self.run("docker", "ps", "--format", "{{.Names}}").split()
-        return {name: self.run("docker", "inspect", "--format", "{{.Image}}", name) for name in names}
+    def running(self) -> set[str]:
+        """The names of the containers that run."""
+        return set(self.run("docker", "ps", "--format", "{{.Names}}").split())
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 The tests follow one another: each finds the fleet as the one before it has left it.
 
-till-1 has no Docker, the others have one that does not run. The images come in a file.
+till-1 has no Docker and will have no llama.cpp, the others have an engine that does not run yet and the real model. The
+images come in a file.
 """
 
 from __future__ import annotations
@@ -11,20 +12,32 @@ import json
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
+from tests.ansible.app import App
 from tests.ansible.control import BIN, ROOT, Control, Played
 from tests.ansible.machine import BARE, WITH_ENGINE, Machine, build, machines
 from tests.containers import engine
+from tests.containers.box import MODEL, eventually
+from tests.harness import model_path
 
 pytestmark = pytest.mark.docker
 
-BOXES = ["till-1", "till-2", "till-3"]
+REPOSITORY = {"till-1": "shoal-slim", "till-2": "shoal-agent", "till-3": "shoal-agent"}
+BOXES = list(REPOSITORY)
+KEY = "a-key-for-the-apps-of-this-box"
 MOSQUITTO = "shoal-base/mosquitto:2"
 FIRST, UPDATE, DEAD, UNSEEN = "1.0.0", "1.1.0", "1.2.0", "1.3.0"
 Play = Callable[..., Played]
+#: How fast a machine is that plays all the parts must not decide where a job runs, or whether it does.
+PATIENT = {
+    "routing": {"threshold": 0.0, "borrow_only_below": 0.0, "max_cpu": 1.0, "max_memory": 1.0},
+    "timeouts": {"connect": 10.0, "first_token": 120.0, "inter_token": 60.0},
+}
 
 
 class Fleet:
@@ -36,12 +49,23 @@ class Fleet:
         self.broken = ""
 
     def images(self) -> dict[str, str]:
-        """The image of each box's agent, by its id."""
-        return {name: box.running().get("shoal-agent-1", "") for name, box in self.boxes.items()}
+        """The image of each box's agent, by its id; empty where there is no agent."""
+        asked = ["docker", "inspect", "--format", "{{.Image}}", "shoal-agent-1"]
+        return {name: box.run(*asked, check=False) for name, box in self.boxes.items()}
 
     def image(self, box: str, tag: str) -> str:
         """The id of a tag on a box."""
-        return self.boxes[box].run("docker", "image", "inspect", "--format", "{{.Id}}", f"shoal-slim:{tag}")
+        return self.boxes[box].run("docker", "image", "inspect", "--format", "{{.Id}}", f"{REPOSITORY[box]}:{tag}")
+
+    def derive(self, tag: str, *lines: str) -> None:
+        """Give every box another version of its image."""
+        for name, box in self.boxes.items():
+            box.derive(f"{REPOSITORY[name]}:{FIRST}", f"{REPOSITORY[name]}:{tag}", *lines)
+
+    def serves(self, box: str, image: str) -> bool:
+        """Whether its agent is of that image, and can be asked for the model."""
+        asked = ["docker", "exec", "shoal-agent-1", "shoal", "models", "-o", "json"]
+        return self.images()[box] == image and MODEL in self.boxes[box].run(*asked, check=False)
 
     def admitted(self, witness: str) -> set[str]:
         """The PeerIDs that a box lets in."""
@@ -61,11 +85,13 @@ def whole_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     if not engine.docker("image", "inspect", "--format", "{{.Id}}", MOSQUITTO, check=False):
         mosquitto = "eclipse-mosquitto:2"
         engine.docker("pull", "--quiet", mosquitto)
-    engine.docker("tag", engine.SLIM, f"shoal-slim:{FIRST}")
+    shipped = {f"shoal-slim:{FIRST}": engine.SLIM, f"shoal-agent:{FIRST}": engine.AGENT}
+    for tag, image in shipped.items():
+        engine.docker("tag", image, tag)
     try:
-        engine.docker("save", "--output", str(archive), f"shoal-slim:{FIRST}", mosquitto)
+        engine.docker("save", "--output", str(archive), *shipped, mosquitto)
     finally:
-        engine.docker("rmi", f"shoal-slim:{FIRST}")
+        engine.docker("rmi", *shipped)
     try:
         with machines({"till-1": BARE, "till-2": WITH_ENGINE, "till-3": WITH_ENGINE}, control.public_key) as made:
             common = {
@@ -75,9 +101,20 @@ def whole_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
                 "shoal_image_archive": str(archive),
                 "shoal_docker": "distribution",
                 "shoal_memory": "512m",
-                "shoal_secrets": {"api-keys": "a-key-for-the-apps-of-this-box\n"},
+                "shoal_secrets": {"api-keys": f"{KEY}\n"},
+                "shoal_config": PATIENT,
             }
-            control.inventory(made.values(), common, {"till-2": {"shoal_labels": {"site": "berlin"}}})
+            holds = {
+                "shoal_image": "shoal-agent",
+                "shoal_memory": "1g",
+                "shoal_models_dir": "/srv/models",
+                "shoal_models": [{"path": f"/models/{model_path().name}", "name": MODEL}],
+            }
+            for name in ("till-2", "till-3"):
+                made[name].run("mkdir", "-p", "/srv/models")
+                engine.docker("cp", str(model_path()), f"{made[name].container}:/srv/models/")
+            own = {"till-2": {**holds, "shoal_labels": {"site": "berlin"}}, "till-3": holds}
+            control.inventory(made.values(), common, own)
             yield Fleet(control, made)
     finally:
         engine.sweep(f"{engine.RUN_LABEL}={engine.RUN}")
@@ -136,7 +173,7 @@ def test_check_mode_shows_what_a_rollout_would_do_to_fresh_machines(fleet: Fleet
     fleet.control.found("shops")
     done = play("--check --diff, fresh machines", "site.yml", "--check", "--diff").good()
     assert "+SHOAL_NAME=till-2" in done.text
-    assert "a-key-for-the-apps" not in done.text
+    assert KEY not in done.text
     for box in fleet.boxes.values():
         assert box.run("ls", "-d", "/opt/shoal", "/run/docker.sock", check=False) == ""
 
@@ -146,14 +183,14 @@ def test_a_first_rollout_makes_a_fleet_of_three(fleet: Fleet, play: Play) -> Non
     keys = {fleet.control.peer_id(box) for box in BOXES}
     assert len(keys) == 3
     for box in BOXES:
-        assert set(fleet.boxes[box].running()) == {"shoal-agent-1", "shoal-mosquitto-1"}
+        assert fleet.boxes[box].running() == {"shoal-agent-1", "shoal-mosquitto-1"}
         assert keys <= fleet.admitted(box)
     known = {one["name"]: one for one in fleet.boxes["till-1"].shoal("boxes")["boxes"]}
     assert known["till-2"]["labels"] == {"site": "berlin"}
     secret = fleet.boxes["till-3"].run("stat", "--format", "%a %u", "/opt/shoal/current/secrets/api-keys")
     assert secret == f"400 {engine.UID}"
     asked = ["docker", "exec", "shoal-agent-1", "cat", "/run/secrets/api-keys"]
-    assert fleet.boxes["till-3"].run(*asked) == "a-key-for-the-apps-of-this-box"
+    assert fleet.boxes["till-3"].run(*asked) == KEY
 
 
 def test_a_second_run_changes_nothing(fleet: Fleet, play: Play) -> None:
@@ -167,19 +204,40 @@ def test_check_mode_has_nothing_to_show_then(fleet: Fleet, play: Play) -> None:
     assert "+++" not in done.text
 
 
-def test_an_update_goes_through_in_waves(fleet: Fleet, play: Play) -> None:
-    for box in fleet.boxes.values():
-        box.derive(f"shoal-slim:{FIRST}", f"shoal-slim:{UPDATE}", 'LABEL of="the update"')
-    done = play("update, one box after another", "site.yml", shoal_version=UPDATE).good()
-    assert fleet.images() == {box: fleet.image(box, UPDATE) for box in BOXES}
+def test_an_update_goes_through_in_waves_and_no_request_fails(fleet: Fleet, play: Play) -> None:
+    fleet.derive(UPDATE, 'LABEL of="the update"')
+    new = {box: fleet.image(box, UPDATE) for box in BOXES}
+    with ExitStack() as apps, ThreadPoolExecutor(1) as pool:
+
+        def ask_at(box: str) -> App:
+            app = App(fleet.boxes[box], MODEL, KEY)
+            apps.callback(app.kill)
+            return app
+
+        # An app goes down with its own box; what it asks must not fail for another's. So one asks at the box that comes
+        # last while the others are changed, and one at the box that came first for the rest of the time.
+        early = ask_at("till-3")
+        playing: Future[Played] = pool.submit(
+            play, "update, one box after another, under load", "site.yml", shoal_version=UPDATE
+        )
+        eventually(lambda: playing.done() or fleet.serves("till-1", new["till-1"]), "till-1 is updated")
+        late = ask_at("till-1")
+        eventually(lambda: playing.done() or fleet.images()["till-2"] == new["till-2"], "till-2 is updated")
+        answers = early.stop()
+        done = playing.result().good()
+        borrowed = late.stop()
+    assert fleet.images() == new
     assert done.text.count("PLAY [Roll out in waves]") == 3
     assert "msg: seen by till-1" in done.text
+    assert [one for one in (*answers, *borrowed) if "error" in one] == []
+    assert {one["by"] for one in borrowed} == {"till-2", "till-3"}
+    assert answers
+    print(f"{len(answers)} requests at till-3 and {len(borrowed)} at till-1, none failed")
 
 
 def test_a_bad_update_ends_at_its_canary_which_goes_back(fleet: Fleet, play: Play) -> None:
     before = fleet.images()
-    for box in fleet.boxes.values():
-        box.derive(f"shoal-slim:{FIRST}", f"shoal-slim:{DEAD}", 'CMD ["false"]')
+    fleet.derive(DEAD, 'CMD ["false"]')
     done = play("an update whose agent dies, rolled back", "site.yml", shoal_version=DEAD)
     assert done.rc != 0
     assert done.failed == {"till-1"}
@@ -192,9 +250,8 @@ def test_a_bad_update_ends_at_its_canary_which_goes_back(fleet: Fleet, play: Pla
 
 def test_a_box_that_only_thinks_it_is_well_goes_back_too(fleet: Fleet, play: Play) -> None:
     before = fleet.images()
-    for box in fleet.boxes.values():
-        # Its own /readyz says 200; the others do not know this key.
-        box.derive(f"shoal-slim:{FIRST}", f"shoal-slim:{UNSEEN}", f"ENV SHOAL_IDENTITY_SEED={'01' * 32}")
+    # Its own /readyz says 200; the others do not know this key.
+    fleet.derive(UNSEEN, f"ENV SHOAL_IDENTITY_SEED={'01' * 32}")
     done = play(
         "an update that the fleet does not see, rolled back", "site.yml", shoal_version=UNSEEN, shoal_gate_timeout=12
     )
