@@ -26,7 +26,7 @@ from agent.jobs.active import ActiveJobs
 from agent.jobs.lend import Lender, lending_of
 from agent.jobs.once import Once
 from agent.jobs.run import JobRunner
-from agent.joining import Joining, find_token
+from agent.joining import Joining, token_at_start
 from agent.links import keep_links
 from agent.materialised import Materialised
 from agent.membership import Membership
@@ -94,10 +94,10 @@ def run_agent(config: Config, identity: Identity) -> int:
 
 
 async def _main(config: Config, identity: Identity) -> None:
-    token = find_token(config.state_dir)
     membership = Membership(config.state_dir, identity)
     membership.configured = frozenset(_targets(config))
     membership.open()
+    token = token_at_start(config.state_dir, membership)
     active = ActiveJobs()
     requests = OpenRequests()
     gate = Gate(membership.allowed, on_refused=_log_refusal)

@@ -5,7 +5,9 @@ The same for a box that knows its fleet and is no member: one whose claim of an 
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
@@ -47,12 +49,15 @@ def find_token(state_dir: Path, env: Mapping[str, str] = os.environ) -> Token | 
         path = Path(env[TOKEN_FILE_ENV]) if env.get(TOKEN_FILE_ENV) else state_dir / TOKEN_FILE
         source = str(path)
         try:
-            with path.open("r", encoding="ascii", errors="replace") as file:
-                text = file.read(_MAX_TOKEN_FILE)
+            text = _read_token_file(path)
         except FileNotFoundError as error:
             if not env.get(TOKEN_FILE_ENV):
                 return None
             raise ConfigError(f"cannot read the join token {source}: {error.strerror}") from None
+        except PermissionError as error:
+            uid = os.geteuid()
+            mend = f"uid {uid}, which the agent runs as, has to be able to read it (chown {uid}, chmod 400)"
+            raise ConfigError(f"cannot read the join token {source}: {error.strerror}: {mend}") from None
         except OSError as error:
             raise ConfigError(f"cannot read the join token {source}: {error.strerror}") from None
     if not text.strip():
@@ -61,6 +66,27 @@ def find_token(state_dir: Path, env: Mapping[str, str] = os.environ) -> Token | 
         return read_token(text)
     except FleetError as error:
         raise ConfigError(f"{source}: {error.message}") from None
+
+
+def token_at_start(state_dir: Path, membership: Membership, env: Mapping[str, str] = os.environ) -> Token | None:
+    """`find_token` for a box whose document is open. To a member, a token that is no use is a warning and None."""
+    try:
+        return find_token(state_dir, env)
+    except ConfigError as error:
+        replica = membership.replica
+        if replica is None or not is_member(replica.governance, membership.identity.public_key):
+            raise
+        log.warning("join.token_ignored", reason=f"{error}; this box is a member already and needs none")
+        return None
+
+
+def _read_token_file(path: Path) -> str:
+    # Without O_NONBLOCK, opening a named pipe would wait for ever. A device: compose mounts /dev/null for no token.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        mode = os.fstat(file.fileno()).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISCHR(mode):
+            raise OSError(errno.EINVAL, "it is no file")
+        return (file.read(_MAX_TOKEN_FILE) or b"").decode("ascii", errors="replace")
 
 
 class Joining:
