@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +63,12 @@ def identify(path: Path, cache: HashCache, stop: threading.Event) -> Identity:
     """
     stamp = None
     try:
-        with path.open("rb") as file:
-            stamp = _stamp(os.fstat(file.fileno()))
+        # Without O_NONBLOCK, opening a named pipe would wait for ever, and keep the agent from stopping.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            found = os.fstat(file.fileno())
+            stamp = _stamp(found)
+            if not stat.S_ISREG(found.st_mode):
+                return Identity(stamp, error="the file cannot be read: it is a device or a pipe")
             facts, error = None, ""
             try:
                 facts = read_facts(file)
@@ -72,6 +77,9 @@ def identify(path: Path, cache: HashCache, stop: threading.Event) -> Identity:
             digest = cache.get(path, stamp) or _hash(file, stop)
             if _stamp(os.fstat(file.fileno())) != stamp:
                 return Identity(stamp, error="the file changed while it was read")
+    except PermissionError as problem:
+        needed = f"uid {os.geteuid()}, which the agent runs as, has to be able to read it and its folder"
+        return Identity(stamp, error=f"the file cannot be read: {problem.strerror or problem}: {needed}")
     except OSError as problem:
         return Identity(stamp, error=f"the file cannot be read: {problem.strerror or problem}")
     cache.put(path, stamp, digest)
