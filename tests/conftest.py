@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+import structlog
 
 from tests import preloaded
 
@@ -22,6 +23,10 @@ sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 preloaded.in_use = True
+
+# What a box within the tests' own process logs goes where an agent's log goes: the standard output of a command that
+# runs here at the same time is read.
+structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.__stderr__))
 
 
 @pytest.hookimpl(wrapper=True)

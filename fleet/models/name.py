@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import lru_cache
 from typing import ClassVar, Final
 
@@ -182,7 +183,7 @@ def _stem(raw: str) -> str:
 
 
 def _sized(found: re.Match[str]) -> tuple[int | None, str]:
-    number = round(float(found["number"]) * _UNITS[found["unit"]])
+    number = round(Decimal(found["number"]) * _UNITS[found["unit"]])
     if not number or (found["many"] and not int(found["many"])):
         return None, ""
     label = _written(found["number"]) + found["unit"].upper()

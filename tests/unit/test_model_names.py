@@ -221,6 +221,7 @@ def test_sizes_by_themselves() -> None:
 
 
 @given(st.integers(1, 9999), st.sampled_from([10**6, 10**9, 10**12]), st.integers(0, 999))
+@example(8192, 10**12, 3)  # more digits than a float has
 def test_a_label_says_its_number(whole: int, unit: int, part: int) -> None:
     number = whole * unit + part * unit // 1000
     assert read_size(label_of(number))[0] == number
