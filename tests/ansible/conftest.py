@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import requirement
 from tests.ansible.control import BIN
 from tests.containers import engine
 
@@ -37,21 +37,12 @@ def missing() -> str:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Where they cannot run they are skipped with the reason, and with CI=true that fails them."""
     here = [item for item in items if Path(__file__).parent in item.path.parents and item.get_closest_marker("docker")]
-    if not here or config.option.collectonly or config.option.markexpr == "not docker":
-        return
-    why = missing()
-    for item in here if why else ():
-        if os.environ.get("CI") == "true":
-            item.user_properties.append(("no ansible", why))
-        else:
-            item.add_marker(pytest.mark.skip(reason=why))
+    requirement.require(config, here, missing)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """In CI a machine that cannot run them has failed."""
-    for name, why in item.user_properties:
-        if name == "no ansible":
-            pytest.fail(f"CI runs the tests of the playbooks: {why}", pytrace=False)
+    """In CI a machine without Docker or Ansible has failed."""
+    requirement.check(item)
 
 
 @pytest.fixture(scope="session")

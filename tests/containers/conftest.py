@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -10,6 +9,7 @@ from typing import Any, Final
 
 import pytest
 
+from tests import requirement
 from tests.containers import engine
 
 _TIMES: Final[list[tuple[str, float]]] = []
@@ -22,23 +22,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     here = [item for item in items if "tests/containers/" in item.nodeid]
     for item in here:
         item.add_marker(pytest.mark.docker)
-    if not here or config.option.collectonly or config.option.markexpr == "not docker":
-        return
-    why = engine.missing()
-    if not why:
-        return
-    for item in here:
-        if os.environ.get("CI") == "true":
-            item.user_properties.append(("no docker", why))
-        else:
-            item.add_marker(pytest.mark.skip(reason=why))
+    requirement.require(config, here, engine.missing)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """In CI a machine without Docker has failed."""
-    for name, why in item.user_properties:
-        if name == "no docker":
-            pytest.fail(f"CI runs container tests: {why}", pytrace=False)
+    requirement.check(item)
 
 
 @pytest.fixture(scope="session", autouse=True)
