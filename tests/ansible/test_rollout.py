@@ -198,6 +198,11 @@ def test_a_second_run_changes_nothing(fleet: Fleet, play: Play) -> None:
     assert done.changed == dict.fromkeys(BOXES, 0), done.text
 
 
+def test_images_can_be_fetched_ahead(fleet: Fleet, play: Play) -> None:
+    done = play("images ahead, 0 changed", "site.yml", "--tags", "images").good()
+    assert done.changed == dict.fromkeys(BOXES, 0), done.text
+
+
 def test_check_mode_has_nothing_to_show_then(fleet: Fleet, play: Play) -> None:
     done = play("--check --diff, 0 changed", "site.yml", "--check", "--diff").good()
     assert done.changed == dict.fromkeys(BOXES, 0), done.text
@@ -262,7 +267,8 @@ def test_a_box_that_only_thinks_it_is_well_goes_back_too(fleet: Fleet, play: Pla
 
 
 def test_a_backup_comes_to_the_control_machine(fleet: Fleet, play: Play) -> None:
-    play("backup of three boxes", "site.yml", "--tags", "backup", shoal_version=UPDATE).good()
+    # Of the image that the box has: the inventory still names the version before it.
+    play("backup of three boxes", "site.yml", "--tags", "backup").good()
     for box in BOXES:
         backup = fleet.control.fleet / "backup" / f"{box}.tar"
         assert stat.S_IMODE(backup.stat().st_mode) == 0o600
@@ -298,8 +304,28 @@ def test_removal_shuts_the_box_out_and_leaves_nothing(fleet: Fleet, play: Play) 
     assert box.run("ls", "-d", "/opt/shoal", check=False) == ""
 
 
+def test_a_first_installation_that_fails_is_stopped_and_says_why(fleet: Fleet, play: Play) -> None:
+    before = fleet.images()
+    done = play(
+        "a first installation that fails, stopped",
+        "site.yml",
+        *("-l", "till-3"),
+        shoal_enrol=False,
+        shoal_config={"net": {"pears": []}},
+    )
+    assert done.failed == {"till-3"}
+    assert "nothing was good there before: it was stopped" in done.text
+    assert "unknown key 'pears' in net" in done.text
+    assert fleet.boxes["till-3"].running() == set()
+    assert fleet.boxes["till-3"].run("ls", "/opt/shoal") == "current"
+    after = fleet.images()
+    assert (after["till-1"], after["till-2"]) == (before["till-1"], before["till-2"])
+
+
 def test_a_box_comes_back_with_a_token_of_an_invite(fleet: Fleet, play: Play) -> None:
+    # The same key as in the installation that failed: what is right now goes on where that ended.
     control = fleet.control
+    before = control.peer_id("till-3")
     seed = json.loads((control.fleet / "boxes" / "till-1.json").read_text())
     token = control.folder / "till-3.token"
     control.shoal(
@@ -314,4 +340,5 @@ def test_a_box_comes_back_with_a_token_of_an_invite(fleet: Fleet, play: Play) ->
         shoal_join_token=token.read_text().strip(),
     ).good()
     assert token.read_text().strip() not in done.text
-    assert control.peer_id("till-3") in fleet.admitted("till-2")
+    assert control.peer_id("till-3") == before
+    assert before in fleet.admitted("till-2")
